@@ -1,0 +1,186 @@
+//! The environment, read and checked once at init. The only reader of pressrun's own variables
+//! (the AWS SDK and `lambda_runtime` read theirs themselves).
+
+use std::env;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::thread;
+use std::time::Duration;
+
+use crate::job;
+
+/// A vCPU's worth of memory, in MB.
+/// Source: <https://docs.aws.amazon.com/lambda/latest/dg/configuration-memory.html>.
+const MEMORY_MB_PER_VCPU: usize = 1769;
+const DEFAULT_MOST_DATA_BYTES: usize = 16 * 1024 * 1024;
+const DEFAULT_DEADLINE_MARGIN: Duration = Duration::from_secs(1);
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `OUTPUT_BUCKET`: the only bucket that is written.
+    pub output_bucket: String,
+    /// `OUTPUT_PREFIX`: comes before every key, as it is. Default: empty.
+    pub output_prefix: String,
+    /// `INPUT_BUCKET`: the only bucket that is read. Default: none, and pointers are refused.
+    pub input_bucket: Option<String>,
+    /// `TEMPLATES_DIR`. Default: `templates` in `LAMBDA_TASK_ROOT`, else `/opt/templates`, else
+    /// `./templates`, whichever exists.
+    pub templates_dir: PathBuf,
+    /// `WORKERS`: how many presses. Default: the vCPUs that the memory size buys, at 1,769 MB
+    /// each, rounded, at least 1, at most the CPUs seen.
+    pub workers: usize,
+    /// The most threads that one document may have: the CPUs that `workers` is bounded by.
+    pub cores: usize,
+    /// `MAX_DATA_BYTES`: the largest message behind a pointer. Default: 16 MiB.
+    pub most_data_bytes: usize,
+    /// `DEADLINE_MARGIN_MS`: how long before Lambda's deadline everything is given up that is
+    /// not done. Default: 1,000 ms.
+    pub deadline_margin: Duration,
+    /// Whether `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL` is set. The SDK reads what it says.
+    pub has_own_s3_endpoint: bool,
+    /// The program that is started as a press. This one, whatever it is.
+    pub press_program: PathBuf,
+}
+
+/// A variable that is missing or holds what it cannot.
+#[derive(Debug, thiserror::Error)]
+#[error("{name} {problem}; it takes {takes}")]
+pub struct ConfigError {
+    name: &'static str,
+    problem: String,
+    takes: &'static str,
+}
+
+impl Config {
+    /// Reads this process's environment.
+    ///
+    /// # Errors
+    /// With the first variable that is missing or bad.
+    pub fn from_env() -> Result<Self, ConfigError> {
+        Self::from_variables(|name| env::var(name).ok())
+    }
+
+    /// Reads variables; an empty one counts as absent.
+    ///
+    /// # Errors
+    /// With the first variable that is missing or bad.
+    pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+        let variable = |name: &'static str| variable(name).filter(|value| !value.is_empty());
+        let cores = cores(&variable)?;
+        Ok(Self {
+            output_bucket: variable("OUTPUT_BUCKET").ok_or_else(|| ConfigError {
+                name: "OUTPUT_BUCKET",
+                problem: "is not set".to_owned(),
+                takes: "the name of the S3 bucket that PDFs are stored in",
+            })?,
+            output_prefix: output_prefix(&variable)?,
+            input_bucket: variable("INPUT_BUCKET"),
+            templates_dir: templates_dir(&variable)?,
+            workers: number(&variable, "WORKERS", "a whole number from 1 on")?.unwrap_or(cores),
+            cores,
+            most_data_bytes: number(&variable, "MAX_DATA_BYTES", "a whole number of bytes from 1 on")?
+                .unwrap_or(DEFAULT_MOST_DATA_BYTES),
+            deadline_margin: number(&variable, "DEADLINE_MARGIN_MS", "a whole number of milliseconds from 1 on")?
+                .map_or(DEFAULT_DEADLINE_MARGIN, |milliseconds: u32| Duration::from_millis(milliseconds.into())),
+            has_own_s3_endpoint: ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]
+                .into_iter()
+                .any(|name| variable(name).is_some()),
+            press_program: env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into()),
+        })
+    }
+}
+
+/// A number above zero.
+fn number<T: FromStr + PartialOrd + From<u8>>(
+    variable: &impl Fn(&'static str) -> Option<String>,
+    name: &'static str,
+    takes: &'static str,
+) -> Result<Option<T>, ConfigError> {
+    let Some(value) = variable(name) else { return Ok(None) };
+    match value.parse() {
+        Ok(number) if number >= T::from(1) => Ok(Some(number)),
+        _ => Err(ConfigError { name, problem: format!("is {value:?}"), takes }),
+    }
+}
+
+fn cores(variable: &impl Fn(&'static str) -> Option<String>) -> Result<usize, ConfigError> {
+    let seen = thread::available_parallelism().map_or(1, usize::from);
+    let memory_mb: Option<usize> =
+        number(variable, "AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "the function's memory in MB, as Lambda sets it")?;
+    Ok(memory_mb.map_or(seen, |mb| ((mb + MEMORY_MB_PER_VCPU / 2) / MEMORY_MB_PER_VCPU).clamp(1, seen)))
+}
+
+fn output_prefix(variable: &impl Fn(&'static str) -> Option<String>) -> Result<String, ConfigError> {
+    let Some(prefix) = variable("OUTPUT_PREFIX") else { return Ok(String::new()) };
+    job::check_key(&prefix).map_err(|problem| ConfigError {
+        name: "OUTPUT_PREFIX",
+        problem: format!("is {prefix:?}, which {problem}"),
+        takes: "the beginning of an S3 key, as \"pdf/\"",
+    })?;
+    Ok(prefix)
+}
+
+fn templates_dir(variable: &impl Fn(&'static str) -> Option<String>) -> Result<PathBuf, ConfigError> {
+    let given = variable("TEMPLATES_DIR");
+    let is_given = given.is_some();
+    let dirs: Vec<PathBuf> = given.map_or_else(
+        || {
+            let beside_function = variable("LAMBDA_TASK_ROOT").map(|root| PathBuf::from(root).join("templates"));
+            beside_function.into_iter().chain(["/opt/templates".into(), "templates".into()]).collect()
+        },
+        |dir| vec![dir.into()],
+    );
+    dirs.iter().find(|dir| dir.is_dir()).cloned().ok_or_else(|| ConfigError {
+        name: "TEMPLATES_DIR",
+        problem: format!("{} and there is no folder {dirs:?}", if is_given { "is set" } else { "is not set" }),
+        takes: "the folder that holds the templates",
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        Config::from_variables(|name| {
+            let given = variables.iter().find(|(given, _)| *given == name).map(|(_, value)| (*value).to_owned());
+            given.or((name == "TEMPLATES_DIR").then(|| env!("CARGO_MANIFEST_DIR").to_owned() + "/templates"))
+        })
+    }
+
+    #[test]
+    fn a_bucket_is_enough() {
+        let config = config(&[("OUTPUT_BUCKET", "pdfs")]).unwrap();
+        assert_eq!((config.output_bucket.as_str(), config.output_prefix.as_str()), ("pdfs", ""));
+        assert_eq!(config.workers, config.cores);
+        assert_eq!(config.most_data_bytes, 16 * 1024 * 1024);
+    }
+
+    #[test]
+    fn a_bad_value_is_named_with_what_it_held_and_what_it_takes() {
+        for (name, value) in [
+            ("WORKERS", "0"),
+            ("WORKERS", "two"),
+            ("MAX_DATA_BYTES", "16MB"),
+            ("DEADLINE_MARGIN_MS", "-1"),
+            ("OUTPUT_PREFIX", "/pdf/"),
+            ("TEMPLATES_DIR", "/nowhere"),
+            ("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "lots"),
+        ] {
+            let error = config(&[("OUTPUT_BUCKET", "pdfs"), (name, value)]).unwrap_err().to_string();
+            assert!(error.starts_with(name) && error.contains(value) && error.contains("; it takes "), "{error}");
+            assert_eq!(error.lines().count(), 1);
+        }
+        let missing = config(&[]).unwrap_err().to_string();
+        assert!(missing.starts_with("OUTPUT_BUCKET is not set; it takes "), "{missing}");
+    }
+
+    #[test]
+    fn the_memory_size_buys_presses() {
+        let seen = thread::available_parallelism().map_or(1, usize::from);
+        for (memory_mb, presses) in [("128", 1), ("1769", 1), ("3008", 2), ("3538", 2), ("10240", 6)] {
+            let config = config(&[("OUTPUT_BUCKET", "pdfs"), ("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", memory_mb)]).unwrap();
+            assert_eq!(config.workers, presses.min(seen), "{memory_mb} MB");
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! The Lambda function: an SQS event in, a verdict for every record out.
+//!
+//! [`records`] takes the event apart, [`batch`] sets and stores, [`verdict`] is what becomes of
+//! each record, [`deadline`] how long there is, [`runtime`]
+//! what Lambda calls. Imports everything else. Must never be true: that
+//! the handler returns while something that it started goes on.
+
+mod batch;
+pub mod deadline;
+pub mod records;
+mod runtime;
+pub mod verdict;
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use aws_lambda_events::event::sqs::SqsBatchResponse;
+use aws_sdk_s3::Client;
+use futures_util::future::{join_all, try_join_all};
+use serde_json::Value;
+
+use crate::config::Config;
+use crate::job::Surroundings;
+use crate::press::room::{PressSettings, Room, StartError};
+use crate::storage::Storage;
+use batch::Workshop;
+use deadline::Deadline;
+use records::{EventError, Record};
+use verdict::{ErrorCode, Failure, Verdict};
+
+pub use runtime::main;
+
+/// The function, warm: its presses run.
+pub struct Function {
+    config: Config,
+    storage: Storage,
+    rooms: Vec<Room>,
+    /// Names and versions.
+    templates: BTreeMap<String, String>,
+}
+
+/// A record's id and what became of it.
+pub type RecordVerdict = (Record, Verdict);
+
+impl Function {
+    /// Starts the presses, side by side, and waits until all are warm.
+    ///
+    /// # Errors
+    /// When a press cannot be started or a template is broken.
+    pub async fn start(config: Config, client: Client) -> Result<Self, StartError> {
+        let settings = PressSettings {
+            program: config.press_program.clone(),
+            templates_dir: config.templates_dir.clone(),
+            most_threads: config.cores,
+        };
+        let began = Instant::now();
+        let started = try_join_all((0..config.workers).map(|number| Room::start(number, settings.clone()))).await?;
+        let (rooms, templates): (Vec<_>, Vec<_>) = started.into_iter().unzip();
+        let templates = templates.into_iter().next().unwrap_or_default();
+        tracing::info!(
+            presses = rooms.len(),
+            templates = ?templates.keys().collect::<Vec<_>>(),
+            milliseconds = began.elapsed().as_millis(),
+            "warm"
+        );
+        Ok(Self { storage: Storage::new(client, &config), config, rooms, templates })
+    }
+
+    /// The process ids of the presses that there are.
+    pub fn press_ids(&self) -> impl Iterator<Item = u32> {
+        self.rooms.iter().filter_map(Room::process_id)
+    }
+
+    /// Handles an event as Lambda's event source mapping for SQS expects it: the records that
+    /// failed, and no others, are to be delivered again.
+    ///
+    /// # Errors
+    /// When the event is not an SQS event. Nothing has been done then.
+    pub async fn handle(&mut self, event: Value, deadline: Deadline) -> Result<SqsBatchResponse, EventError> {
+        let mut response = SqsBatchResponse::default();
+        for (record, verdict) in self.set_batch(records::parse(event)?, deadline).await {
+            log(&record, &verdict);
+            if !matches!(verdict, Verdict::Stored(_)) {
+                response.add_failure(record.message_id);
+            }
+        }
+        Ok(response)
+    }
+
+    /// Sets and stores the documents of a batch. When this returns, every run that has seen one
+    /// has ended and been waited for, and no task or upload goes on.
+    pub async fn set_batch(&mut self, records: Vec<Record>, deadline: Deadline) -> Vec<RecordVerdict> {
+        let verdicts = RefCell::new(records.iter().map(|_| None).collect::<Vec<_>>());
+        let workshop = Workshop {
+            storage: &self.storage,
+            surroundings: Surroundings {
+                templates: &self.templates,
+                output_prefix: &self.config.output_prefix,
+                message_id: "",
+            },
+            cores: self.config.cores,
+        };
+        let all = batch::set_all(&workshop, &mut self.rooms, &records, &verdicts);
+        let margin = self.config.deadline_margin;
+        if deadline.less(margin).cut_short(all).await.is_err() {
+            tracing::error!(?margin, "the deadline came before the batch was done");
+            join_all(self.rooms.iter_mut().map(Room::end_invocation)).await;
+        }
+        let in_time = verdicts.into_inner();
+        records.into_iter().zip(in_time).map(|(record, verdict)| (record, verdict.unwrap_or_else(too_late))).collect()
+    }
+
+    /// Ends the presses and waits for them.
+    pub async fn stop(mut self) {
+        join_all(self.rooms.iter_mut().map(Room::close)).await;
+    }
+}
+
+fn too_late() -> Verdict {
+    let message = "the invocation's time was over before the PDF was stored; give the function more time or memory, \
+                   or the queue smaller batches";
+    Verdict::TransientFailure(Failure::new(ErrorCode::DeadlineReached, message))
+}
+
+/// One line a record.
+fn log(record: &Record, verdict: &Verdict) {
+    let message_id = &record.message_id;
+    match verdict {
+        Verdict::Stored(stored) => {
+            let milliseconds = stored.typesetting.as_secs_f64() * 1000.0;
+            for warning in &stored.warnings {
+                tracing::warn!(message_id, "{warning}");
+            }
+            let (key, pages, bytes) = (&stored.key, stored.pages, stored.bytes);
+            tracing::info!(message_id, key, pages, bytes, milliseconds, "stored");
+        }
+        Verdict::PermanentFailure(failure) => {
+            let diagnostics: Vec<_> = failure.diagnostics.iter().map(|diagnostic| &diagnostic.text).collect();
+            let (code, reason) = (failure.code.as_str(), &failure.message);
+            tracing::error!(message_id, code, reason, ?diagnostics, "permanent failure");
+        }
+        Verdict::TransientFailure(failure) => {
+            let (code, reason) = (failure.code.as_str(), &failure.message);
+            tracing::warn!(message_id, code, reason, "transient failure");
+        }
+    }
+}

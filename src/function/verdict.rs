@@ -1,0 +1,115 @@
+//! What becomes of a record: exactly one verdict each.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::press::frames::RunEnd;
+use crate::typeset::diagnostics::Diagnostic;
+
+/// The outcome of one record.
+#[derive(Debug)]
+pub enum Verdict {
+    /// The PDF is in S3, whole.
+    Stored(Stored),
+    /// A retry would give the same answer.
+    PermanentFailure(Failure),
+    /// A retry may succeed.
+    TransientFailure(Failure),
+}
+
+/// A success.
+#[derive(Debug)]
+pub struct Stored {
+    pub key: String,
+    pub pages: usize,
+    pub bytes: usize,
+    pub warnings: Vec<Diagnostic>,
+    /// From the request being whole until the PDF was.
+    pub typesetting: Duration,
+}
+
+/// Why there is no PDF.
+#[derive(Debug)]
+pub struct Failure {
+    pub code: ErrorCode,
+    /// One sentence: what was wrong, what was expected, what to do.
+    pub message: String,
+    /// What Typst said, if it did.
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+/// The kinds of failure: a closed set, for operators to count and to act on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorCode {
+    /// The message, or the object it points to, is not what the contract says.
+    InvalidMessage,
+    /// There is no such template.
+    UnknownTemplate,
+    /// Typst found an error.
+    TypstError,
+    /// Typst panicked.
+    TypstPanicked,
+    /// The document brought its run down.
+    RunKilled,
+    /// The run or the press was killed from outside, repeatedly.
+    RunLost,
+    /// S3 did not give the message.
+    InputUnavailable,
+    /// S3 did not take the PDF.
+    StorageUnavailable,
+    /// The invocation's time was over.
+    DeadlineReached,
+}
+
+impl Failure {
+    #[must_use]
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), diagnostics: Vec::new() }
+    }
+
+    /// Typst refused the document.
+    #[must_use]
+    pub fn typst(diagnostics: Vec<Diagnostic>) -> Self {
+        let message = diagnostics.first().map_or_else(|| "Typst gave no reason".to_owned(), ToString::to_string);
+        Self { code: ErrorCode::TypstError, message, diagnostics }
+    }
+
+    /// The run ended before it had answered.
+    #[must_use]
+    pub fn run_died(code: ErrorCode, end: &RunEnd) -> Self {
+        let RunEnd { how, peak_memory_bytes, cpu_time, stderr } = end;
+        let mut message = format!(
+            "the process that set the document {how}, after {} ms of CPU time and with {} MB of memory at its peak",
+            cpu_time.as_millis(),
+            peak_memory_bytes / 1_000_000
+        );
+        if let Some(line) = stderr.lines().next() {
+            message = format!("{message}; it said: {line}");
+        }
+        Self::new(code, message)
+    }
+}
+
+impl ErrorCode {
+    /// As logs and metrics have it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::InvalidMessage => "InvalidMessage",
+            Self::UnknownTemplate => "UnknownTemplate",
+            Self::TypstError => "TypstError",
+            Self::TypstPanicked => "TypstPanicked",
+            Self::RunKilled => "RunKilled",
+            Self::RunLost => "RunLost",
+            Self::InputUnavailable => "InputUnavailable",
+            Self::StorageUnavailable => "StorageUnavailable",
+            Self::DeadlineReached => "DeadlineReached",
+        }
+    }
+}
+
+impl fmt::Display for ErrorCode {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}

@@ -1,0 +1,364 @@
+//! A press: the warm parent of runs. Loads fonts and templates, sets each sample once so that
+//! caches are warm, and from then on forks, relays, watches, kills and reaps.
+//!
+//! It has one thread and never sets a message's document. It relays in chunks and never holds a
+//! document. When it cannot keep the function's pipe in order it exits, and the function starts
+//! another.
+
+use std::fs::File;
+use std::io::{self, Read as _, Seek, SeekFrom};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::process::ExitCode;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::prctl;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{self, ForkResult, Pid};
+
+use super::frames::{self, Answer, Blame, Frame, FrameReader, Kind, Read, Readiness, RunEnd};
+use super::run;
+use crate::os::{self, End, ThreadCount};
+use crate::typeset::{SetError, Typesetter, pool};
+
+/// More of what a run wrote to stderr does not travel.
+const MOST_STDERR_BYTES: u64 = 4096;
+
+/// Is a press until the function closes stdin.
+pub fn main(templates_dir: &Path, most_threads: usize) -> ExitCode {
+    os::keep_freed_memory();
+    let typesetter = match warm_typesetter(templates_dir, most_threads) {
+        Ok(typesetter) => typesetter,
+        Err(reason) => {
+            let broken = Frame::json(Kind::Ready, &Readiness::Broken { reason });
+            return exit_code(frames::write(&io::stdout(), broken));
+        }
+    };
+    exit_code(Press::start(typesetter, most_threads).and_then(|mut press| press.serve()))
+}
+
+fn exit_code(result: io::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("press: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Loads everything and sets each template's sample, on a pool that is joined.
+fn warm_typesetter(templates_dir: &Path, most_threads: usize) -> Result<Typesetter, String> {
+    let typesetter = Typesetter::load(templates_dir).map_err(|error| error.to_string())?;
+    let names: Vec<String> = typesetter.templates().map(|(name, _)| name.to_owned()).collect();
+    for name in names {
+        let sample = typesetter.sample(&name).expect("every template has a sample");
+        let set = pool::on_fixed_pool(most_threads, || typesetter.set(sample))
+            .map_err(|error| format!("no thread can be started: {error}"))?;
+        if let Err(SetError::Typst(diagnostics)) = set {
+            let said: Vec<String> = diagnostics.into_iter().map(|diagnostic| diagnostic.text).collect();
+            return Err(format!("template {name}: its sample.json cannot be set\n{}", said.join("\n")));
+        }
+    }
+    Ok(typesetter)
+}
+
+struct Press {
+    typesetter: Typesetter,
+    most_threads: usize,
+    threads: ThreadCount,
+    function: FrameReader<io::Stdin>,
+    answers: io::Stdout,
+    run: Run,
+    /// What the next run warms itself with.
+    last_template: String,
+}
+
+/// The run that is waiting or working, as its press sees it.
+struct Run {
+    pid: Pid,
+    /// Does not block: a run that stops reading must not stop its press.
+    requests: OwnedFd,
+    /// Does not block either.
+    answers: FrameReader<OwnedFd>,
+    stderr: File,
+}
+
+/// Why relaying a document stopped before its verdict.
+enum Stop {
+    /// The run is gone, or says what makes no sense.
+    Run,
+    /// The function has no more documents in this invocation, not even this one.
+    Abandoned,
+}
+
+impl Press {
+    fn start(typesetter: Typesetter, most_threads: usize) -> io::Result<Self> {
+        let mut threads = ThreadCount::open()?;
+        let templates = typesetter.templates().map(|(name, version)| (name.to_owned(), version)).collect();
+        let last_template = typesetter.templates().next().map(|(name, _)| name.to_owned()).unwrap_or_default();
+        let run = Run::fork(&typesetter, most_threads, &mut threads, Some(&last_template))?;
+        let answers = io::stdout();
+        frames::write(&answers, Frame::json(Kind::Ready, &Readiness::Warm { templates }))?;
+        let function = FrameReader::new(io::stdin());
+        Ok(Self { typesetter, most_threads, threads, function, answers, run, last_template })
+    }
+
+    /// Serves the function until it closes its end. An error means that the pipe to it is out of
+    /// order.
+    fn serve(&mut self) -> io::Result<()> {
+        while let Some(frame) = self.next_request()? {
+            match frame.kind {
+                Kind::Document => self.relay_document(frame)?,
+                Kind::EndInvocation => self.end_invocation()?,
+                // Came too late for the document it was meant for.
+                Kind::Threads => {}
+                kind => return Err(io::Error::other(format!("a {kind:?} frame where it makes no sense"))),
+            }
+        }
+        self.run.kill()?;
+        Ok(())
+    }
+
+    /// Waits for the function, and meanwhile replaces a run that has gone: nobody's outcome.
+    fn next_request(&mut self) -> io::Result<Option<Frame>> {
+        loop {
+            if let Some(frame) = self.function.buffered()? {
+                return Ok(Some(frame));
+            }
+            let (function_is_ready, run_is_gone) = wait_for_both(&self.function.pipe, &self.run.answers.pipe)?;
+            if run_is_gone {
+                let ended = self.run.kill()?;
+                let end = describe(&ended, &self.run.stderr_text());
+                eprintln!("press: a waiting run {}. {}", end.how, end.stderr.trim_end());
+                self.fork_run(None)?;
+            }
+            if function_is_ready && self.function.read()? == Read::End {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Passes a document on to the run, and the run's answer back. The function gets exactly one
+    /// verdict for it, whatever the run does; unless it ends the invocation before.
+    fn relay_document(&mut self, document: Frame) -> io::Result<()> {
+        if let Ok(header) = document.parse::<frames::Header>() {
+            self.last_template = header.template;
+        }
+        let mut begun = false;
+        let relayed = match self.relay_request(document)? {
+            Ok(()) => self.relay_answer(&mut begun)?,
+            Err(stop) => Err(stop),
+        };
+        match relayed {
+            Ok(()) => Ok(()),
+            Err(Stop::Abandoned) => self.end_invocation(),
+            Err(Stop::Run) => {
+                let ended = self.run.kill()?;
+                let end = describe(&ended, &self.run.stderr_text());
+                let answer = Answer::RunDied { end, blame: blame(ended.how, begun) };
+                // First the run, so that it is there when the function hears of this.
+                self.fork_run(None)?;
+                frames::write(&self.answers, Frame::json(Kind::Verdict, &answer))
+            }
+        }
+    }
+
+    /// Passes a request on, frame by frame; what is left of it when the run has gone is drained.
+    fn relay_request(&mut self, document: Frame) -> io::Result<Result<(), Stop>> {
+        let mut frame = document;
+        let mut run_is_there = true;
+        loop {
+            let is_last = frame.kind == Kind::Set;
+            run_is_there = run_is_there && self.run.send(frame)?;
+            if is_last {
+                return Ok(if run_is_there { Ok(()) } else { Err(Stop::Run) });
+            }
+            frame = self.function.wait()?.ok_or(io::ErrorKind::UnexpectedEof)?;
+            match frame.kind {
+                Kind::Data | Kind::Set | Kind::Threads => {}
+                Kind::EndInvocation => return Ok(Err(Stop::Abandoned)),
+                kind => return Err(io::Error::other(format!("a {kind:?} frame within a request"))),
+            }
+        }
+    }
+
+    fn relay_answer(&mut self, begun: &mut bool) -> io::Result<Result<(), Stop>> {
+        loop {
+            match self.run.answers.buffered() {
+                Ok(Some(frame)) => match frame.kind {
+                    Kind::Begun => *begun = true,
+                    Kind::Pdf => frames::write(&self.answers, frame)?,
+                    Kind::Verdict => {
+                        frames::write(&self.answers, frame)?;
+                        return Ok(Ok(()));
+                    }
+                    _ => return Ok(Err(Stop::Run)),
+                },
+                Err(_) => return Ok(Err(Stop::Run)),
+                Ok(None) => {
+                    if let Some(stop) = self.hear_both()? {
+                        return Ok(Err(stop));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits until the run or the function says something, while a document is being set.
+    fn hear_both(&mut self) -> io::Result<Option<Stop>> {
+        while let Some(frame) = self.function.buffered()? {
+            match frame.kind {
+                // Whether it arrives is not decisive: if the run is gone, the next read says so.
+                Kind::Threads => drop(self.run.send(frame)?),
+                Kind::EndInvocation => return Ok(Some(Stop::Abandoned)),
+                kind => return Err(io::Error::other(format!("a {kind:?} frame while a document is being set"))),
+            }
+        }
+        let (function_is_ready, run_is_ready) = wait_for_both(&self.function.pipe, &self.run.answers.pipe)?;
+        if function_is_ready && self.function.read()? == Read::End {
+            self.run.kill()?;
+            return Err(io::Error::other("the function has gone while a document was being set"));
+        }
+        if run_is_ready && self.run.answers.read()? == Read::End {
+            return Ok(Some(Stop::Run));
+        }
+        Ok(None)
+    }
+
+    /// Ends the run, waits for it, and forks the next one ahead of the next invocation.
+    fn end_invocation(&mut self) -> io::Result<()> {
+        let ended = self.run.kill()?;
+        let end = describe(&ended, &self.run.stderr_text());
+        let sample = self.last_template.clone();
+        self.fork_run(Some(&sample))?;
+        frames::write(&self.answers, Frame::json(Kind::InvocationEnded, &end))
+    }
+
+    fn fork_run(&mut self, sample: Option<&str>) -> io::Result<()> {
+        self.run = Run::fork(&self.typesetter, self.most_threads, &mut self.threads, sample)?;
+        Ok(())
+    }
+}
+
+impl Run {
+    fn fork(
+        typesetter: &Typesetter,
+        most_threads: usize,
+        threads: &mut ThreadCount,
+        sample: Option<&str>,
+    ) -> io::Result<Self> {
+        let (requests_end, requests) = unistd::pipe2(OFlag::O_CLOEXEC)?;
+        let (answers, answers_end) = unistd::pipe2(OFlag::O_CLOEXEC)?;
+        let stderr = File::from(memfd_create("run-stderr", MFdFlags::MFD_CLOEXEC)?);
+        let press = unistd::getpid();
+        match os::fork(threads)? {
+            ForkResult::Child => {
+                if let Err(error) = become_run(press, &requests_end, &answers_end, &stderr) {
+                    eprintln!("run: {error}");
+                    os::exit_now(1);
+                }
+                run::main(typesetter, most_threads, sample)
+            }
+            ForkResult::Parent { child } => {
+                set_non_blocking(&requests)?;
+                set_non_blocking(&answers)?;
+                Ok(Self { pid: child, requests, answers: FrameReader::new(answers), stderr })
+            }
+        }
+    }
+
+    /// Writes a frame to the run. `false` when the run is gone.
+    fn send(&self, frame: Frame) -> io::Result<bool> {
+        let bytes = frames::encoded(frame)?;
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            match unistd::write(&self.requests, rest) {
+                Ok(written) => rest = &rest[written..],
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => {
+                    let mut file = [PollFd::new(self.requests.as_fd(), PollFlags::POLLOUT)];
+                    poll_again(&mut file)?;
+                }
+                Err(Errno::EPIPE) => return Ok(false),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Kills the run if it is still there, and waits for it. One that had ended by itself keeps
+    /// the end it made.
+    fn kill(&self) -> io::Result<os::Ended> {
+        kill(self.pid, Signal::SIGKILL)?;
+        os::wait(self.pid)
+    }
+
+    /// What the run has written to stderr, the first of it.
+    fn stderr_text(&mut self) -> String {
+        let mut text = Vec::new();
+        let read = self
+            .stderr
+            .seek(SeekFrom::Start(0))
+            .and_then(|_| (&mut self.stderr).take(MOST_STDERR_BYTES).read_to_end(&mut text));
+        match read {
+            Ok(_) => String::from_utf8_lossy(&text).into_owned(),
+            Err(error) => format!("(cannot be read: {error})"),
+        }
+    }
+}
+
+/// Makes of the copy of a press a run: three files, and no life beyond its press.
+fn become_run(press: Pid, requests: &OwnedFd, answers: &OwnedFd, stderr: &File) -> io::Result<()> {
+    unistd::dup2_stdin(requests)?;
+    unistd::dup2_stdout(answers)?;
+    unistd::dup2_stderr(stderr)?;
+    os::close_files_from(3)?;
+    prctl::set_pdeathsig(Signal::SIGKILL)?;
+    // The press may have died before this was set.
+    if unistd::getppid() == press { Ok(()) } else { Err(io::Error::other("the press is gone")) }
+}
+
+fn set_non_blocking(pipe: &OwnedFd) -> io::Result<()> {
+    fcntl(pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    Ok(())
+}
+
+/// Waits until there is something to read, or an end, on either.
+fn wait_for_both(one: &impl AsFd, other: &impl AsFd) -> io::Result<(bool, bool)> {
+    let mut files = [PollFd::new(one.as_fd(), PollFlags::POLLIN), PollFd::new(other.as_fd(), PollFlags::POLLIN)];
+    poll_again(&mut files)?;
+    Ok((files[0].any() == Some(true), files[1].any() == Some(true)))
+}
+
+fn poll_again(files: &mut [PollFd]) -> io::Result<()> {
+    loop {
+        match poll(files, PollTimeout::NONE) {
+            Ok(_) => return Ok(()),
+            Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn describe(ended: &os::Ended, stderr: &str) -> RunEnd {
+    let how = match ended.how {
+        End::Exited(code) => format!("exited with code {code}"),
+        End::Killed(signal) => format!("was killed by {signal}"),
+    };
+    RunEnd { how, peak_memory_bytes: ended.peak_memory_bytes, cpu_time: ended.cpu_time, stderr: stderr.to_owned() }
+}
+
+/// A document is blamed only for what a document can do. A SIGKILL came from outside or from
+/// us after the run had said what makes no sense, which is no proof either.
+fn blame(how: End, begun: bool) -> Blame {
+    match how {
+        End::Killed(Signal::SIGABRT | Signal::SIGSEGV | Signal::SIGBUS | Signal::SIGILL | Signal::SIGSYS) if begun => {
+            Blame::Document
+        }
+        _ => Blame::Nobody,
+    }
+}

@@ -1,0 +1,260 @@
+//! The function's end of a press: starts it, feeds it documents, and replaces it when it dies.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::{SinkExt, StreamExt};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::codec::{FramedRead, FramedWrite};
+
+use super::frames::{self, Answer, Frame, FrameCodec, Header, Kind, Readiness, RunEnd};
+
+/// The first argument of this program in the role of a press.
+pub const PRESS_ROLE: &str = "press";
+
+/// How to start a press.
+#[derive(Clone, Debug)]
+pub struct PressSettings {
+    /// A program whose `main` hands over to [`crate::play_press_role`], as pressrun itself.
+    pub program: PathBuf,
+    pub templates_dir: PathBuf,
+    /// The most threads that a document may have.
+    pub most_threads: usize,
+}
+
+/// Why a press did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("cannot start a press: {}: {error}", program.display())]
+    Spawn {
+        program: PathBuf,
+        #[source]
+        error: io::Error,
+    },
+    #[error("{0}")]
+    Broken(String),
+    #[error("a press ended before it was ready: {0}")]
+    Ended(#[source] io::Error),
+}
+
+/// What came of a document.
+#[derive(Debug)]
+pub enum Outcome {
+    Answered(Answer, Bytes),
+    /// The press itself is gone: nobody's fault.
+    PressLost(io::Error),
+}
+
+/// The place of one press. It stays when the press is replaced.
+pub struct Room {
+    number: usize,
+    settings: PressSettings,
+    press: Option<Press>,
+    state: State,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// The press's run has seen no message.
+    Fresh,
+    /// It has seen one, and waits for more.
+    Used,
+    /// A document is on its way, or was when nobody waited for it any longer.
+    Busy,
+}
+
+struct Press {
+    process: Child,
+    requests: FramedWrite<ChildStdin, FrameCodec>,
+    answers: FramedRead<ChildStdout, FrameCodec>,
+    log: JoinHandle<()>,
+}
+
+impl Room {
+    /// Starts a press and waits until it is warm. Also gives the templates' names and versions.
+    ///
+    /// # Errors
+    /// When the program cannot be started, or a template is broken.
+    pub async fn start(number: usize, settings: PressSettings) -> Result<(Self, BTreeMap<String, String>), StartError> {
+        let (press, templates) = Press::start(number, &settings).await?;
+        Ok((Self { number, settings, press: Some(press), state: State::Fresh }, templates))
+    }
+
+    /// The press's process id, while there is one.
+    #[must_use]
+    pub fn process_id(&self) -> Option<u32> {
+        self.press.as_ref()?.process.id()
+    }
+
+    /// Has a document set, with more threads as `threads` allows them. If the press is gone
+    /// another is started first.
+    ///
+    /// # Errors
+    /// When there is no press and none can be started.
+    pub async fn set(
+        &mut self,
+        header: &Header,
+        data: &Bytes,
+        threads: &mut watch::Receiver<usize>,
+    ) -> Result<Outcome, StartError> {
+        let press = match &mut self.press {
+            Some(press) => press,
+            none => none.insert(Press::start(self.number, &self.settings).await?.0),
+        };
+        self.state = State::Busy;
+        match press.set(header, data, threads).await {
+            Ok((answer, pdf)) => {
+                self.state = State::Used;
+                Ok(Outcome::Answered(answer, pdf))
+            }
+            Err(error) => {
+                self.close().await;
+                Ok(Outcome::PressLost(error))
+            }
+        }
+    }
+
+    /// Ends the run that has seen this invocation's documents, and waits until it has been
+    /// reaped. A document that is still under way is given up.
+    pub async fn end_invocation(&mut self) -> Option<RunEnd> {
+        if self.state == State::Fresh {
+            return None;
+        }
+        let ended = self.press.as_mut()?.end_invocation().await;
+        match ended {
+            Ok(run) => {
+                self.state = State::Fresh;
+                Some(run)
+            }
+            Err(error) => {
+                tracing::warn!(press = self.number, %error, "a press could not end its invocation, and is replaced");
+                self.close().await;
+                None
+            }
+        }
+    }
+
+    /// Ends the press and waits for it; with it its run ends.
+    pub async fn close(&mut self) {
+        if let Some(press) = self.press.take() {
+            press.close(self.number).await;
+        }
+        self.state = State::Fresh;
+    }
+}
+
+impl Press {
+    async fn start(number: usize, settings: &PressSettings) -> Result<(Self, BTreeMap<String, String>), StartError> {
+        let mut process = Command::new(&settings.program)
+            .arg(PRESS_ROLE)
+            .arg(&settings.templates_dir)
+            .arg(settings.most_threads.to_string())
+            .env_clear()
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|error| StartError::Spawn { program: settings.program.clone(), error })?;
+        let requests = process.stdin.take().expect("stdin is piped");
+        let answers = process.stdout.take().expect("stdout is piped");
+        let stderr = process.stderr.take().expect("stderr is piped");
+        let mut press = Self {
+            process,
+            requests: FramedWrite::new(requests, FrameCodec::default()),
+            answers: FramedRead::new(answers, FrameCodec::default()),
+            log: tokio::spawn(log_stderr(number, stderr)),
+        };
+        let readiness = press.next_frame().await.and_then(|frame| expect(&frame, Kind::Ready)?.parse());
+        match readiness {
+            Ok(Readiness::Warm { templates }) => Ok((press, templates)),
+            Ok(Readiness::Broken { reason }) => {
+                press.close(number).await;
+                Err(StartError::Broken(reason))
+            }
+            Err(error) => {
+                press.close(number).await;
+                Err(StartError::Ended(error))
+            }
+        }
+    }
+
+    async fn set(
+        &mut self,
+        header: &Header,
+        data: &Bytes,
+        threads: &mut watch::Receiver<usize>,
+    ) -> io::Result<(Answer, Bytes)> {
+        let header = Header { threads: *threads.borrow_and_update(), ..header.clone() };
+        self.requests.feed(Frame::json(Kind::Document, &header)).await?;
+        for chunk in frames::chunks(Kind::Data, data) {
+            self.requests.feed(chunk).await?;
+        }
+        self.requests.send(Frame::empty(Kind::Set)).await?;
+
+        let mut pdf = BytesMut::new();
+        loop {
+            let frame = tokio::select! {
+                frame = self.answers.next() => frame.unwrap_or_else(|| Err(io::ErrorKind::UnexpectedEof.into()))?,
+                Ok(()) = threads.changed() => {
+                    let allowed = *threads.borrow_and_update();
+                    self.requests.send(Frame::json(Kind::Threads, &allowed)).await?;
+                    continue;
+                }
+            };
+            match frame.kind {
+                Kind::Pdf => pdf.extend_from_slice(&frame.payload),
+                _ => return Ok((expect(&frame, Kind::Verdict)?.parse()?, pdf.freeze())),
+            }
+        }
+    }
+
+    async fn end_invocation(&mut self) -> io::Result<RunEnd> {
+        self.requests.send(Frame::empty(Kind::EndInvocation)).await?;
+        loop {
+            let frame = self.next_frame().await?;
+            match frame.kind {
+                // Of a document that was given up.
+                Kind::Pdf | Kind::Verdict => {}
+                _ => return expect(&frame, Kind::InvocationEnded)?.parse(),
+            }
+        }
+    }
+
+    async fn next_frame(&mut self) -> io::Result<Frame> {
+        self.answers.next().await.unwrap_or_else(|| Err(io::ErrorKind::UnexpectedEof.into()))
+    }
+
+    async fn close(mut self, number: usize) {
+        drop(self.requests);
+        if let Err(error) = self.process.kill().await {
+            tracing::error!(press = number, %error, "a press cannot be killed and waited for");
+        }
+        // Ends with the press, the only one to hold the other end.
+        if self.log.await.is_err() {
+            tracing::error!(press = number, "the task that logs what a press says has panicked");
+        }
+    }
+}
+
+fn expect(frame: &Frame, kind: Kind) -> io::Result<&Frame> {
+    if frame.kind == kind {
+        return Ok(frame);
+    }
+    let problem = format!("a {:?} frame where {kind:?} is expected", frame.kind);
+    Err(io::Error::new(io::ErrorKind::InvalidData, problem))
+}
+
+/// Passes on to the log what a press says of itself.
+async fn log_stderr(number: usize, stderr: ChildStderr) {
+    let mut lines = BufReader::new(stderr).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        tracing::warn!(press = number, "{line}");
+    }
+}

@@ -1,0 +1,173 @@
+//! A run: a copy of its press, forked for one invocation. Sets documents one at a time, each on
+//! a pool of its own, until its requests end.
+
+use std::any::Any;
+use std::io;
+use std::os::fd::AsFd;
+use std::panic::{self, AssertUnwindSafe};
+use std::time::Instant;
+
+use bytes::Bytes;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::EventFd;
+
+use super::frames::{self, Answer, Frame, FrameReader, Header, Kind, Read};
+use crate::os;
+use crate::typeset::{self, Document, SetError, Typesetter, pool};
+
+/// Exit codes, which the press tells apart from what a document does to its run.
+const EXIT_DONE: i32 = 0;
+const EXIT_PIPE_BROKEN: i32 = 81;
+const EXIT_PANICKED: i32 = 82;
+
+/// Serves requests from stdin until it ends, then ends this process.
+///
+/// `sample` is set first, for nothing but its effect on this process's memory: a fresh copy pays
+/// for every page that it touches first. Not if a document is waiting already.
+pub fn main(typesetter: &Typesetter, most_threads: usize, sample: Option<&str>) -> ! {
+    // Nothing may unwind into the frames copied from the press.
+    let served = panic::catch_unwind(AssertUnwindSafe(|| serve(typesetter, most_threads, sample)));
+    os::exit_now(match served {
+        Ok(Ok(())) => EXIT_DONE,
+        Ok(Err(error)) => {
+            eprintln!("run: {error}");
+            EXIT_PIPE_BROKEN
+        }
+        Err(_) => EXIT_PANICKED,
+    })
+}
+
+fn serve(typesetter: &Typesetter, most_threads: usize, sample: Option<&str>) -> io::Result<()> {
+    let mut requests = FrameReader::new(io::stdin());
+    let answers = io::stdout();
+    let done = EventFd::new()?;
+    if let Some(sample) = sample.and_then(|template| typesetter.sample(template))
+        && !is_readable(&requests.pipe)?
+    {
+        pool::on_fixed_pool(1, || typesetter.set(sample))?.ok();
+    }
+    while let Some((header, data)) = next_document(&mut requests)? {
+        frames::write(&answers, Frame::empty(Kind::Begun))?;
+        let begun = Instant::now();
+        let document =
+            Document { template: header.template, data, ident: header.ident, timestamp_ms: header.timestamp_ms };
+        let set = panic::catch_unwind(AssertUnwindSafe(|| {
+            set_while_listening(typesetter, document, header.threads, most_threads, &mut requests, &done)
+        }));
+        let (pdf, answer) = match set {
+            Ok(set) => match set? {
+                Ok(pdf) => {
+                    let answer = Answer::Set { pages: pdf.pages, warnings: pdf.warnings, typesetting: begun.elapsed() };
+                    (pdf.bytes, answer)
+                }
+                Err(SetError::Typst(diagnostics)) => (Vec::new(), Answer::Refused { diagnostics }),
+                Err(SetError::UnknownTemplate) => {
+                    return Err(io::Error::other("was asked for a template that its press does not have"));
+                }
+            },
+            Err(panic) => (Vec::new(), Answer::Panicked { message: panic_message(&*panic) }),
+        };
+        let panicked = matches!(answer, Answer::Panicked { .. });
+        for chunk in frames::chunks(Kind::Pdf, &Bytes::from(pdf)) {
+            frames::write(&answers, chunk)?;
+        }
+        frames::write(&answers, Frame::json(Kind::Verdict, &answer))?;
+        if panicked {
+            // It may have left a lock of Typst's poisoned. Another run costs half a millisecond.
+            return Ok(());
+        }
+        typeset::forget_older_documents();
+    }
+    Ok(())
+}
+
+/// Waits for a document's request to be whole.
+fn next_document(requests: &mut FrameReader<io::Stdin>) -> io::Result<Option<(Header, Vec<u8>)>> {
+    let mut header: Option<Header> = None;
+    let mut data = Vec::new();
+    while let Some(frame) = requests.wait()? {
+        match (frame.kind, header.take()) {
+            (Kind::Document, None) => header = Some(frame.parse()?),
+            (Kind::Data, Some(begun)) => {
+                data.extend_from_slice(&frame.payload);
+                header = Some(begun);
+            }
+            (Kind::Set, Some(whole)) => return Ok(Some((whole, data))),
+            // Came too late for the document it was meant for.
+            (Kind::Threads, none) => header = none,
+            (kind, _) => return Err(io::Error::other(format!("a {kind:?} frame where it makes no sense"))),
+        }
+    }
+    Ok(None)
+}
+
+/// Sets a document, and meanwhile starts more threads for it as the function allows them.
+fn set_while_listening(
+    typesetter: &Typesetter,
+    document: Document,
+    threads: usize,
+    most_threads: usize,
+    requests: &mut FrameReader<io::Stdin>,
+    done: &EventFd,
+) -> io::Result<Result<typeset::Pdf, SetError>> {
+    let mut broken = Ok(());
+    let set = pool::on_own_pool(
+        threads,
+        most_threads,
+        || typesetter.set(document),
+        || {
+            done.write(1).expect("an eventfd takes a one");
+        },
+        |growing| broken = listen(requests, done, growing),
+    )?;
+    broken.map(|()| set)
+}
+
+/// Returns when the document is done. An error of the requests' pipe is kept until then.
+fn listen(requests: &mut FrameReader<io::Stdin>, done: &EventFd, growing: &mut pool::Growing) -> io::Result<()> {
+    let mut result = Ok(());
+    loop {
+        if result.is_ok() {
+            result = obey(requests, growing);
+        }
+        let mut files =
+            [PollFd::new(done.as_fd(), PollFlags::POLLIN), PollFd::new(requests.pipe.as_fd(), PollFlags::POLLIN)];
+        let watched = if result.is_ok() { 2 } else { 1 };
+        match poll(&mut files[..watched], PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        if files[0].any() == Some(true) {
+            done.read()?;
+            return result;
+        }
+        if files[1].any() == Some(true) && requests.read()? == Read::End {
+            result = Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+}
+
+/// Follows what has arrived while a document is being set: only that it may use more threads.
+fn obey(requests: &mut FrameReader<io::Stdin>, growing: &mut pool::Growing) -> io::Result<()> {
+    while let Some(frame) = requests.buffered()? {
+        match frame.kind {
+            Kind::Threads => growing.grow_to(frame.parse()?),
+            kind => return Err(io::Error::other(format!("a {kind:?} frame while a document is being set"))),
+        }
+    }
+    Ok(())
+}
+
+fn is_readable(pipe: &impl AsFd) -> io::Result<bool> {
+    let mut files = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
+    Ok(poll(&mut files, PollTimeout::ZERO)? > 0)
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> String {
+    panic
+        .downcast_ref::<&str>()
+        .map(|message| (*message).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "a panic without a message".to_owned())
+}

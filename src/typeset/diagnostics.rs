@@ -1,0 +1,87 @@
+//! What Typst has to say of a document, as data that travels and as the text Typst users know.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use typst::diag::{Severity, SourceDiagnostic};
+use typst::{World, WorldExt};
+use typst_kit::diagnostics::termcolor::NoColor;
+use typst_kit::diagnostics::{DiagnosticFormat, DiagnosticWorld, emit};
+
+use super::world::DocumentWorld;
+
+/// More than these are not described: they have to fit into one frame, and nobody reads them.
+const MOST_DIAGNOSTICS: usize = 10;
+const MOST_HINTS: usize = 5;
+const MOST_TEXT_BYTES: usize = 1500;
+const MOST_MESSAGE_BYTES: usize = 500;
+
+/// An error or a warning.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Diagnostic {
+    pub is_error: bool,
+    pub message: String,
+    /// Where, if Typst knows: the template's folder and the file in it, as `invoice/main.typ`.
+    pub file: Option<String>,
+    /// From 1.
+    pub line: Option<usize>,
+    /// From 1, in characters.
+    pub column: Option<usize>,
+    pub hints: Vec<String>,
+    /// All of it as the Typst compiler prints it, with the source line and a caret.
+    pub text: String,
+}
+
+impl fmt::Display for Diagnostic {
+    /// One line: place, message, hints.
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        if let (Some(file), Some(line), Some(column)) = (&self.file, self.line, self.column) {
+            write!(f, "{file}:{line}:{column}: ")?;
+        }
+        write!(f, "{}: {}", if self.is_error { "error" } else { "warning" }, self.message)?;
+        self.hints.iter().try_for_each(|hint| write!(f, " (hint: {hint})"))
+    }
+}
+
+/// Describes diagnostics, errors as well as warnings; of many the first few.
+pub(super) fn describe<'a>(
+    world: &DocumentWorld,
+    diagnostics: impl IntoIterator<Item = &'a SourceDiagnostic>,
+) -> Vec<Diagnostic> {
+    diagnostics.into_iter().take(MOST_DIAGNOSTICS).map(|diagnostic| describe_one(world, diagnostic)).collect()
+}
+
+fn describe_one(world: &DocumentWorld, diagnostic: &SourceDiagnostic) -> Diagnostic {
+    let place = diagnostic.span.id().zip(world.range(diagnostic.span));
+    let (line, column) = place
+        .as_ref()
+        .and_then(|(id, range)| world.file(*id).ok()?.lines().ok()?.byte_to_line_column(range.start))
+        .unzip();
+    Diagnostic {
+        is_error: diagnostic.severity == Severity::Error,
+        message: shortened(&diagnostic.message, MOST_MESSAGE_BYTES),
+        file: place.map(|(id, _)| world.name(id)),
+        line: line.map(|line| line + 1),
+        column: column.map(|column| column + 1),
+        hints: diagnostic.hints.iter().take(MOST_HINTS).map(|hint| shortened(&hint.v, MOST_MESSAGE_BYTES)).collect(),
+        text: shortened(&as_typst_prints_it(world, diagnostic), MOST_TEXT_BYTES),
+    }
+}
+
+fn as_typst_prints_it(world: &DocumentWorld, diagnostic: &SourceDiagnostic) -> String {
+    // An excerpt of the data would put a customer's data into the log.
+    let is_in_data = diagnostic.span.id().is_some_and(|id| world.is_data(id));
+    let format = if is_in_data { DiagnosticFormat::Short } else { DiagnosticFormat::Human };
+    let mut text = NoColor::new(Vec::new());
+    if emit(&mut text, world, [diagnostic], format).is_err() {
+        return diagnostic.message.to_string();
+    }
+    String::from_utf8_lossy(&text.into_inner()).trim_end().to_owned()
+}
+
+fn shortened(text: &str, most_bytes: usize) -> String {
+    if text.len() <= most_bytes {
+        return text.to_owned();
+    }
+    format!("{}…", &text[..text.floor_char_boundary(most_bytes)])
+}
