@@ -1,0 +1,296 @@
+//! An S3 server on a free loopback port, in this process: s3s speaks the protocol, a map under
+//! one lock is the store. Knows what pressrun needs and refuses the rest.
+//!
+//! It verifies signatures and checksums, and does not create buckets that it was not started
+//! with. Shared by the tests, the benchmarks and the local example.
+#![allow(dead_code, reason = "each of those uses a part of it")]
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt::Write;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region};
+use bytes::{Bytes, BytesMut};
+use futures_util::TryStreamExt;
+use hyper::server::conn::http1;
+use hyper_util::rt::TokioIo;
+use s3s::auth::SimpleAuth;
+use s3s::checksum::ChecksumHasher;
+use s3s::crypto::{Checksum, Crc32, Md5};
+use s3s::dto::{
+    ETag, GetObjectInput, GetObjectOutput, HeadObjectInput, HeadObjectOutput, PutObjectInput, PutObjectOutput,
+    StreamingBlob, Timestamp,
+};
+use s3s::service::S3ServiceBuilder;
+use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+
+const ACCESS_KEY: &str = "AKIAEMBEDDEDS3EXAMPLE";
+const SECRET_KEY: &str = "embedded-s3-secret-key";
+
+/// An object as S3 keeps it.
+#[derive(Clone, Debug)]
+pub struct Object {
+    pub body: Bytes,
+    pub content_type: Option<String>,
+    pub content_disposition: Option<String>,
+    pub metadata: BTreeMap<String, String>,
+    pub e_tag: String,
+    pub last_modified: SystemTime,
+}
+
+/// What the next request is answered with instead of being served.
+#[derive(Clone, Copy, Debug)]
+pub enum Fault {
+    /// 500 `InternalError`.
+    InternalError,
+    /// 503 `SlowDown`.
+    SlowDown,
+    /// Served, but that much later.
+    Delay(Duration),
+}
+
+type Buckets = BTreeMap<String, BTreeMap<String, Object>>;
+
+#[derive(Default)]
+struct Store {
+    buckets: Mutex<Buckets>,
+    faults: Mutex<VecDeque<Fault>>,
+    /// Answers every PUT, after `faults`, while it is set.
+    lasting_fault: Mutex<Option<Fault>>,
+}
+
+/// A running server. Ends, with its thread, when it is dropped.
+pub struct EmbeddedS3 {
+    address: SocketAddr,
+    store: Arc<Store>,
+    server: Option<(oneshot::Sender<()>, thread::JoinHandle<()>)>,
+}
+
+impl EmbeddedS3 {
+    /// Starts a server that has these buckets, all empty.
+    pub fn start(buckets: &[&str]) -> Self {
+        let store = Arc::new(Store::default());
+        *store.buckets.lock().unwrap() = buckets.iter().map(|bucket| ((*bucket).to_owned(), BTreeMap::new())).collect();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel();
+        let shared = store.clone();
+        let server =
+            thread::Builder::new().name("embedded-s3".to_owned()).spawn(move || serve(listener, shared, stopped));
+        Self { address, store, server: Some((stop, server.unwrap())) }
+    }
+
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// The real SDK, pointed here.
+    pub fn client(&self) -> aws_sdk_s3::Client {
+        client_for(&self.endpoint())
+    }
+
+    pub fn put(&self, bucket: &str, key: &str, body: impl Into<Bytes>) {
+        let body = body.into();
+        let object = Object {
+            e_tag: e_tag(&body),
+            body,
+            content_type: None,
+            content_disposition: None,
+            metadata: BTreeMap::new(),
+            last_modified: SystemTime::now(),
+        };
+        self.store.buckets.lock().unwrap().get_mut(bucket).unwrap().insert(key.to_owned(), object);
+    }
+
+    pub fn object(&self, bucket: &str, key: &str) -> Option<Object> {
+        self.store.buckets.lock().unwrap().get(bucket)?.get(key).cloned()
+    }
+
+    pub fn keys(&self, bucket: &str) -> Vec<String> {
+        self.store.buckets.lock().unwrap()[bucket].keys().cloned().collect()
+    }
+
+    pub fn clear(&self, bucket: &str) {
+        self.store.buckets.lock().unwrap().get_mut(bucket).unwrap().clear();
+    }
+
+    /// Answers the next requests with these faults, one each.
+    pub fn answer_next_with(&self, faults: impl IntoIterator<Item = Fault>) {
+        self.store.faults.lock().unwrap().extend(faults);
+    }
+
+    /// Answers every request with this fault from now on; with `None` as it should again.
+    pub fn answer_all_with(&self, fault: Option<Fault>) {
+        *self.store.lasting_fault.lock().unwrap() = fault;
+    }
+}
+
+impl Drop for EmbeddedS3 {
+    fn drop(&mut self) {
+        if let Some((stop, server)) = self.server.take() {
+            drop(stop);
+            server.join().unwrap();
+        }
+    }
+}
+
+/// The real SDK, pointed at an endpoint.
+pub fn client_for(endpoint: &str) -> aws_sdk_s3::Client {
+    let config = aws_sdk_s3::Config::builder()
+        .behavior_version(BehaviorVersion::latest())
+        .region(Region::from_static("eu-central-1"))
+        .credentials_provider(Credentials::new(ACCESS_KEY, SECRET_KEY, None, None, "embedded"))
+        .endpoint_url(endpoint)
+        .force_path_style(true)
+        .build();
+    aws_sdk_s3::Client::from_conf(config)
+}
+
+fn serve(listener: std::net::TcpListener, store: Arc<Store>, mut stopped: oneshot::Receiver<()>) {
+    let mut builder = S3ServiceBuilder::new(MapS3(store));
+    builder.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
+    let service = builder.build();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let listener = TcpListener::from_std(listener).unwrap();
+        let mut connections = JoinSet::new();
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                _ = &mut stopped => break,
+                Some(_) = connections.join_next() => continue,
+            };
+            let Ok((socket, _)) = accepted else { continue };
+            socket.set_nodelay(true).unwrap();
+            let connection = http1::Builder::new().serve_connection(TokioIo::new(socket), service.clone());
+            connections.spawn(async {
+                // A client that goes away is no fault of the server's.
+                let _ = connection.await;
+            });
+        }
+    });
+}
+
+struct MapS3(Arc<Store>);
+
+impl MapS3 {
+    async fn stumble(&self) -> S3Result<()> {
+        let fault = self.0.faults.lock().unwrap().pop_front();
+        let fault = fault.or(*self.0.lasting_fault.lock().unwrap());
+        match fault {
+            Some(Fault::InternalError) => Err(s3_error!(InternalError, "asked for by the test")),
+            Some(Fault::SlowDown) => Err(s3_error!(SlowDown, "asked for by the test")),
+            Some(Fault::Delay(delay)) => {
+                tokio::time::sleep(delay).await;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn object(&self, bucket: &str, key: &str) -> S3Result<Object> {
+        let buckets = self.0.buckets.lock().unwrap();
+        let bucket = buckets.get(bucket).ok_or_else(|| s3_error!(NoSuchBucket))?;
+        bucket.get(key).cloned().ok_or_else(|| s3_error!(NoSuchKey))
+    }
+}
+
+#[async_trait::async_trait]
+impl S3 for MapS3 {
+    async fn put_object(&self, mut request: S3Request<PutObjectInput>) -> S3Result<S3Response<PutObjectOutput>> {
+        let input = request.input;
+        let body = collect(input.body).await?;
+        // After the body has been read, so that the connection stays in order.
+        self.stumble().await?;
+        let mut hasher = ChecksumHasher { crc32: Some(Crc32::new()), ..ChecksumHasher::default() };
+        hasher.update(&body);
+        let computed = hasher.finalize().checksum_crc32;
+        let trailing = request
+            .trailing_headers
+            .take()
+            .and_then(|trailers| trailers.take())
+            .and_then(|headers| headers.get("x-amz-checksum-crc32")?.to_str().ok().map(str::to_owned));
+        let announced = input.checksum_crc32.or(trailing);
+        if announced.is_none() {
+            return Err(s3_error!(InvalidRequest, "a CRC32 is expected, as every SDK of today sends it"));
+        }
+        if announced != computed {
+            return Err(s3_error!(BadDigest, "the checksum does not match what was received"));
+        }
+        let object = Object {
+            e_tag: e_tag(&body),
+            body,
+            content_type: input.content_type,
+            content_disposition: input.content_disposition,
+            metadata: input.metadata.unwrap_or_default().into_iter().collect(),
+            last_modified: SystemTime::now(),
+        };
+        let mut buckets = self.0.buckets.lock().unwrap();
+        let bucket = buckets.get_mut(&input.bucket).ok_or_else(|| s3_error!(NoSuchBucket))?;
+        if input.if_none_match.is_some() && bucket.contains_key(&input.key) {
+            return Err(s3_error!(PreconditionFailed));
+        }
+        let e_tag = Some(ETag::Strong(object.e_tag.clone()));
+        bucket.insert(input.key, object);
+        Ok(S3Response::new(PutObjectOutput { e_tag, checksum_crc32: computed, ..PutObjectOutput::default() }))
+    }
+
+    async fn get_object(&self, request: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
+        self.stumble().await?;
+        let object = self.object(&request.input.bucket, &request.input.key)?;
+        Ok(S3Response::new(GetObjectOutput {
+            content_length: i64::try_from(object.body.len()).ok(),
+            body: Some(StreamingBlob::wrap(futures_util::stream::once(
+                async move { Ok::<_, std::io::Error>(object.body) },
+            ))),
+            content_type: object.content_type,
+            content_disposition: object.content_disposition,
+            metadata: Some(object.metadata.into_iter().collect()),
+            e_tag: Some(ETag::Strong(object.e_tag)),
+            last_modified: Some(Timestamp::from(object.last_modified)),
+            ..GetObjectOutput::default()
+        }))
+    }
+
+    async fn head_object(&self, request: S3Request<HeadObjectInput>) -> S3Result<S3Response<HeadObjectOutput>> {
+        self.stumble().await?;
+        let object = self.object(&request.input.bucket, &request.input.key)?;
+        Ok(S3Response::new(HeadObjectOutput {
+            content_length: i64::try_from(object.body.len()).ok(),
+            content_type: object.content_type,
+            content_disposition: object.content_disposition,
+            metadata: Some(object.metadata.into_iter().collect()),
+            e_tag: Some(ETag::Strong(object.e_tag)),
+            last_modified: Some(Timestamp::from(object.last_modified)),
+            ..HeadObjectOutput::default()
+        }))
+    }
+}
+
+async fn collect(body: Option<StreamingBlob>) -> S3Result<Bytes> {
+    let Some(body) = body else { return Ok(Bytes::new()) };
+    let collected: Result<BytesMut, _> = body
+        .try_fold(BytesMut::new(), |mut all, chunk| async move {
+            all.extend_from_slice(&chunk);
+            Ok(all)
+        })
+        .await;
+    collected.map(BytesMut::freeze).map_err(|error| s3_error!(IncompleteBody, "{}", error))
+}
+
+fn e_tag(body: &[u8]) -> String {
+    let mut md5 = Md5::new();
+    md5.update(body);
+    let mut hex = String::new();
+    for byte in &md5.finalize()[..] {
+        write!(hex, "{byte:02x}").unwrap();
+    }
+    hex
+}

@@ -1,0 +1,117 @@
+//! What the integration tests share: a function over an embedded S3, and events to give it.
+#![allow(dead_code, reason = "each test uses a part of it")]
+
+#[path = "../embedded_s3/mod.rs"]
+pub mod embedded_s3;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use embedded_s3::EmbeddedS3;
+use pressrun::config::Config;
+use pressrun::function::Function;
+use pressrun::function::deadline::Deadline;
+use serde_json::{Value, json};
+
+pub const OUTPUT: &str = "output";
+pub const INPUT: &str = "input";
+
+/// A function with real presses, over the real SDK and an S3 on loopback.
+pub struct Stage {
+    pub s3: EmbeddedS3,
+    pub function: Function,
+}
+
+pub fn config(workers: usize) -> Config {
+    Config {
+        output_bucket: OUTPUT.to_owned(),
+        output_prefix: String::new(),
+        input_bucket: Some(INPUT.to_owned()),
+        templates_dir: test_templates(),
+        workers,
+        cores: 2,
+        most_data_bytes: 1024 * 1024,
+        deadline_margin: Duration::from_millis(200),
+        has_own_s3_endpoint: true,
+        press_program: env!("CARGO_BIN_EXE_pressrun").into(),
+    }
+}
+
+/// The templates that are made to test with: what a document can do, good and bad.
+pub fn test_templates() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/templates")
+}
+
+/// The templates that pressrun comes with.
+pub fn real_templates() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("templates")
+}
+
+impl Stage {
+    pub async fn with(config: Config) -> Self {
+        let s3 = EmbeddedS3::start(&[OUTPUT, INPUT]);
+        let function = Function::start(config, s3.client()).await.unwrap();
+        Self { s3, function }
+    }
+
+    pub async fn with_presses(workers: usize) -> Self {
+        Self::with(config(workers)).await
+    }
+
+    /// Gives the function an event; the ids of the records that failed come back.
+    pub async fn handle(&mut self, records: Vec<Value>) -> Vec<String> {
+        self.handle_until(records, Deadline::NONE).await
+    }
+
+    pub async fn handle_until(&mut self, records: Vec<Value>, deadline: Deadline) -> Vec<String> {
+        let response = self.function.handle(json!({"Records": records}), deadline).await.unwrap();
+        let response = serde_json::to_value(response).unwrap();
+        let failures = response["batchItemFailures"].as_array().unwrap();
+        failures.iter().map(|failure| failure["itemIdentifier"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// The PDF of a message that did not choose its key.
+    pub fn pdf(&self, template: &str, message_id: &str) -> Option<bytes::Bytes> {
+        let object = self.s3.object(OUTPUT, &format!("{template}/{message_id}.pdf"))?;
+        assert!(object.body.starts_with(b"%PDF-") && object.body.trim_ascii_end().ends_with(b"%%EOF"), "a whole PDF");
+        Some(object.body)
+    }
+}
+
+/// A record as SQS writes it.
+pub fn record_of(message_id: &str, body: impl Into<String>) -> Value {
+    json!({
+        "messageId": message_id,
+        "receiptHandle": "AQEBwJnKyrHigUMZj6rYigCgxlaS3SLy0a",
+        "body": body.into(),
+        "attributes": {
+            "ApproximateReceiveCount": "1",
+            "SentTimestamp": "1782988200000",
+            "SenderId": "AIDAIENQZJOLO23YVJ4VO",
+            "ApproximateFirstReceiveTimestamp": "1782988200010"
+        },
+        "messageAttributes": {},
+        "md5OfBody": "e4e68fb7bd0e697a0ae8f1bb342846b3",
+        "eventSource": "aws:sqs",
+        "eventSourceARN": "arn:aws:sqs:eu-central-1:123456789012:documents",
+        "awsRegion": "eu-central-1"
+    })
+}
+
+/// A record that asks for a template with some data.
+#[expect(clippy::needless_pass_by_value, reason = "callers write the data in place")]
+pub fn record(message_id: &str, template: &str, data: Value) -> Value {
+    record_of(message_id, json!({"template": template, "data": data}).to_string())
+}
+
+/// A letter: a good document of one page.
+pub fn letter(message_id: &str) -> Value {
+    record(message_id, "letter", json!({"to": message_id}))
+}
+
+/// Runs a test on one thread, as the function runs.
+pub fn run<T>(test: impl Future<Output = T>) -> T {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().thread_keep_alive(Duration::ZERO).build().unwrap();
+    runtime.block_on(test)
+}
