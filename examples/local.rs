@@ -1,0 +1,212 @@
+//! The whole function on your machine, with nothing to install: the real handler, the real AWS
+//! SDK, and an S3 server inside this process. Leaves the PDFs in `out/`.
+//!
+//!     cargo run --release --example local -- events/batch.json
+//!     cargo run --release --example local -- --template invoice data/*.json
+
+#[path = "../tests/embedded_s3/mod.rs"]
+mod embedded_s3;
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::ffi::OsString;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::{env, fs};
+
+use embedded_s3::EmbeddedS3;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use pressrun::config::Config;
+use pressrun::function::deadline::Deadline;
+use pressrun::function::records::{self, Record};
+use pressrun::function::verdict::Verdict;
+use pressrun::function::{Function, RecordVerdict};
+use serde_json::{Value, json};
+
+const USAGE: &str = "\
+usage: local EVENT.json ...                      SQS events, as in events/
+       local --template NAME DATA.json ...       one document a data file
+
+The PDFs are left in out/. WORKERS, TEMPLATES_DIR and the other variables of the
+function work here too.";
+
+const OUTPUT_BUCKET: &str = "local-output";
+const INPUT_BUCKET: &str = "local-input";
+const OUTPUT_FOLDER: &str = "out";
+/// What an SQS event source delivers at once unless told otherwise.
+const BATCH_SIZE: usize = 10;
+
+fn main() -> ExitCode {
+    if let Some(exit_code) = pressrun::play_press_role() {
+        return exit_code;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    match runtime.map_err(Box::from).and_then(|runtime| runtime.block_on(run())) {
+        Ok(exit_code) => exit_code,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+async fn run() -> Result<ExitCode, Box<dyn Error>> {
+    let batches = batches(&env::args_os().skip(1).collect::<Vec<_>>())?;
+    let config = Config::from_variables(|name| {
+        env::var(name).ok().or_else(|| match name {
+            "OUTPUT_BUCKET" => Some(OUTPUT_BUCKET.to_owned()),
+            "INPUT_BUCKET" => Some(INPUT_BUCKET.to_owned()),
+            _ => None,
+        })
+    })?;
+    let output_bucket = config.output_bucket.clone();
+    let input_bucket = config.input_bucket.clone().unwrap_or_default();
+    let s3 = EmbeddedS3::start(&[&output_bucket, &input_bucket]);
+    let began = Instant::now();
+    let mut function = Function::start(config, s3.client()).await?;
+    println!("{} presses warm after {} ms", function.press_ids().count(), began.elapsed().as_millis());
+
+    let documents = batches.iter().map(Vec::len).sum::<usize>();
+    let progress = progress_bar(documents);
+    let mut totals = Totals::default();
+    for batch in batches {
+        let began = Instant::now();
+        let verdicts = function.set_batch(batch, Deadline::NONE).await;
+        totals.time += began.elapsed();
+        for verdict in &verdicts {
+            progress.suspend(|| print_verdict(verdict));
+            totals.add(verdict);
+        }
+        progress.inc(verdicts.len() as u64);
+        collect(&s3, &output_bucket)?;
+    }
+    progress.finish_and_clear();
+    function.stop().await;
+    totals.print();
+    Ok(if totals.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What the arguments ask for, in batches as SQS would deliver them.
+fn batches(arguments: &[OsString]) -> Result<Vec<Vec<Record>>, Box<dyn Error>> {
+    match arguments {
+        [] => Err(USAGE.into()),
+        [option] if option == "--help" || option == "-h" => Err(USAGE.into()),
+        [option, template, files @ ..] if option == "--template" && !files.is_empty() => {
+            let template = template.to_str().ok_or("a template's name is UTF-8")?;
+            let records: Vec<Record> =
+                files.iter().map(|file| data_file(template, Path::new(file))).collect::<Result<_, _>>()?;
+            Ok(records.chunks(BATCH_SIZE).map(<[Record]>::to_vec).collect())
+        }
+        [option, ..] if option.to_string_lossy().starts_with('-') => Err(USAGE.into()),
+        events => events.iter().map(|file| event_file(Path::new(file))).collect(),
+    }
+}
+
+fn event_file(file: &Path) -> Result<Vec<Record>, Box<dyn Error>> {
+    let event: Value = serde_json::from_str(&read(file)?).map_err(|error| format!("{}: {error}", file.display()))?;
+    Ok(records::parse(event).map_err(|error| format!("{}: {error}", file.display()))?)
+}
+
+/// The record of a message that somebody would send to have this file set.
+fn data_file(template: &str, file: &Path) -> Result<Record, Box<dyn Error>> {
+    let name = file.file_stem().and_then(|stem| stem.to_str()).ok_or("a data file's name is UTF-8")?;
+    let data = read(file)?;
+    let key = serde_json::to_string(&format!("{template}/{name}.pdf"))?;
+    Ok(Record {
+        message_id: file.display().to_string(),
+        body: Ok(format!(r#"{{"template": {}, "key": {key}, "data": {data}}}"#, json!(template))),
+        sent_timestamp_ms: SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .ok()
+            .and_then(|now| now.as_millis().try_into().ok()),
+    })
+}
+
+fn read(file: &Path) -> Result<String, String> {
+    fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))
+}
+
+/// Shown on a terminal only.
+fn progress_bar(documents: usize) -> ProgressBar {
+    let target =
+        if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} documents, {eta} left").expect("a valid template");
+    ProgressBar::with_draw_target(Some(documents as u64), target).with_style(style)
+}
+
+fn print_verdict((record, verdict): &RecordVerdict) {
+    let template = template_of(record);
+    match verdict {
+        Verdict::Stored(stored) => {
+            println!(
+                "stored     {template:<12} {:>5} pages {:>10} bytes {:>8.1} ms  {}",
+                stored.pages,
+                stored.bytes,
+                stored.typesetting.as_secs_f64() * 1000.0,
+                Path::new(OUTPUT_FOLDER).join(&stored.key).display()
+            );
+            stored.warnings.iter().for_each(|warning| eprintln!("{}", warning.text));
+        }
+        Verdict::PermanentFailure(failure) | Verdict::TransientFailure(failure) => {
+            let kind = if matches!(verdict, Verdict::PermanentFailure(_)) { "permanent" } else { "transient" };
+            println!("failed     {template:<12} {kind}, {}: message {}", failure.code, record.message_id);
+            match &failure.diagnostics[..] {
+                [] => eprintln!("error: {}", failure.message),
+                diagnostics => diagnostics.iter().for_each(|diagnostic| eprintln!("{}", diagnostic.text)),
+            }
+        }
+    }
+}
+
+fn template_of(record: &Record) -> String {
+    let message =
+        record.body.as_deref().ok().and_then(|body| serde_json::from_str::<BTreeMap<String, Value>>(body).ok());
+    let template = message.as_ref().and_then(|message| message.get("template")?.as_str());
+    template.unwrap_or("?").to_owned()
+}
+
+/// Moves the bucket's objects to the output folder.
+fn collect(s3: &EmbeddedS3, bucket: &str) -> Result<(), Box<dyn Error>> {
+    for key in s3.keys(bucket) {
+        let path: PathBuf = Path::new(OUTPUT_FOLDER).join(&key);
+        fs::create_dir_all(path.parent().unwrap_or(Path::new(OUTPUT_FOLDER)))?;
+        fs::write(&path, s3.object(bucket, &key).map(|object| object.body).unwrap_or_default())?;
+    }
+    s3.clear(bucket);
+    Ok(())
+}
+
+#[derive(Default)]
+struct Totals {
+    stored: usize,
+    failed: usize,
+    pages: usize,
+    bytes: usize,
+    time: Duration,
+}
+
+impl Totals {
+    fn add(&mut self, (_, verdict): &RecordVerdict) {
+        match verdict {
+            Verdict::Stored(stored) => {
+                self.stored += 1;
+                self.pages += stored.pages;
+                self.bytes += stored.bytes;
+            }
+            _ => self.failed += 1,
+        }
+    }
+
+    fn print(&self) {
+        println!(
+            "{} stored, {} failed: {} pages, {} bytes in {:.1} ms, upload included",
+            self.stored,
+            self.failed,
+            self.pages,
+            self.bytes,
+            self.time.as_secs_f64() * 1000.0
+        );
+    }
+}
