@@ -3,6 +3,7 @@
 
 #[path = "../embedded_s3/mod.rs"]
 pub mod embedded_s3;
+pub mod processes;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

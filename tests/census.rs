@@ -1,0 +1,160 @@
+//! Invariants 1 and 6: after the handler has returned nothing is left of what it started, in the
+//! function and in every press; and a press has one thread.
+//!
+//! The tests count what this process holds, so they take turns.
+
+mod support;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use nix::sys::signal::Signal;
+use pressrun::function::deadline::Deadline;
+use pressrun::typeset::{Typesetter, pool};
+use serde_json::json;
+use support::embedded_s3::Fault;
+use support::processes::{
+    Holdings, children, holdings, run_of, signal, threads, until, until_run_waits, until_run_works,
+};
+use support::{Stage, letter, record, record_of, run, test_templates};
+
+fn take_turns() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Everything there is to count, between invocations.
+#[derive(Debug, PartialEq, Eq)]
+struct Census {
+    tasks: usize,
+    function: Holdings,
+    presses: Vec<Holdings>,
+}
+
+fn census(stage: &Stage) -> Census {
+    Census {
+        tasks: tokio::runtime::Handle::current().metrics().num_alive_tasks(),
+        function: holdings(std::process::id()),
+        presses: stage.function.press_ids().map(holdings).collect(),
+    }
+}
+
+/// Makes the SDK open as many connections as it ever will: those it keeps.
+async fn fill_connection_pool(stage: &mut Stage) {
+    stage.s3.answer_all_with(Some(Fault::Delay(Duration::from_millis(50))));
+    stage.handle((0..40).map(|number| letter(&number.to_string())).collect()).await;
+    stage.s3.answer_all_with(None);
+}
+
+#[test]
+fn an_invocation_leaves_nothing_behind() {
+    let _turn = take_turns();
+    run(async {
+        let mut stage = Stage::with_presses(2).await;
+        fill_connection_pool(&mut stage).await;
+        let before = census(&stage);
+        assert!(before.presses.iter().all(|press| press.threads == ["pressrun"] && press.children == 1), "{before:?}");
+        let good = |count: usize| (0..count).map(|number| letter(&format!("good-{number}"))).collect::<Vec<_>>();
+        let bad = || record("typst-error", "broken-at-line-3", json!({"broken": true}));
+        let batches = [
+            vec![],
+            good(1),
+            good(10),
+            vec![bad(), letter("a"), record_of("malformed", "{"), letter("b")],
+            vec![record("long", "long", json!({"sections": 20, "paragraphs": 2}))],
+            [good(9), vec![record("long", "long", json!({"sections": 20, "paragraphs": 2}))]].concat(),
+            good(100),
+        ];
+        for batch in batches {
+            let runs: Vec<u32> = stage.function.press_ids().map(run_of).collect();
+            let is_empty = batch.is_empty();
+            stage.handle(batch).await;
+            assert_eq!(census(&stage), before);
+            let runs_now: Vec<u32> = stage.function.press_ids().map(run_of).collect();
+            assert_eq!(runs == runs_now, is_empty, "no run that has seen a message is alive");
+        }
+        stage.function.stop().await;
+        assert_eq!(children(std::process::id()), [0; 0], "the presses end with the function");
+    });
+}
+
+#[test]
+fn an_invocation_that_is_cut_short_leaves_nothing_behind() {
+    let _turn = take_turns();
+    run(async {
+        let mut stage = Stage::with_presses(2).await;
+        fill_connection_pool(&mut stage).await;
+        let before = census(&stage);
+        let endless = |id| record(id, "endless", json!({"endless": true}));
+        let deadline = Deadline::from_lambda(SystemTime::now() + Duration::from_secs(1));
+        let failed = stage.handle_until(vec![endless("a"), letter("b"), endless("c"), letter("d")], deadline).await;
+        assert_eq!(failed.first().map(String::as_str), Some("a"));
+        assert_eq!(census(&stage), before);
+        assert_eq!(stage.handle(vec![letter("e")]).await, [""; 0]);
+        assert_eq!(census(&stage), before);
+    });
+}
+
+#[test]
+fn a_run_or_a_press_that_dies_leaves_nothing_behind() {
+    let _turn = take_turns();
+    run(async {
+        let mut stage = Stage::with_presses(1).await;
+        fill_connection_pool(&mut stage).await;
+        let before = census(&stage);
+        let press = stage.function.press_ids().next().unwrap();
+        until_run_waits(press).await;
+        let long = || vec![letter("a"), record("long", "long", json!({"sections": 100, "paragraphs": 3})), letter("b")];
+        let (failed, ()) = tokio::join!(stage.handle(long()), async {
+            until_run_works(press).await;
+            signal(run_of(press), Signal::SIGKILL);
+        });
+        assert_eq!(failed, [""; 0]);
+        assert_eq!(census(&stage), before);
+        let (failed, ()) = tokio::join!(stage.handle(long()), async {
+            until_run_works(press).await;
+            signal(press, Signal::SIGKILL);
+        });
+        assert_eq!(failed, [""; 0]);
+        assert_eq!(census(&stage), before);
+    });
+}
+
+/// The story's own regression test: three documents on a pool of ten.
+#[test]
+fn three_documents_on_a_pool_of_ten_leave_no_thread() {
+    let _turn = take_turns();
+    run(async {
+        let typesetter = Typesetter::load(&test_templates()).unwrap();
+        let before = threads(std::process::id());
+        for _ in 0..3 {
+            let document = typesetter.sample("long").unwrap();
+            pool::on_fixed_pool(10, || typesetter.set(document)).unwrap().unwrap();
+            // A joined thread may be in the kernel's list for some microseconds more.
+            until("the threads are as before", || threads(std::process::id()) == before).await;
+        }
+    });
+}
+
+/// Invariant 6, as far as it can be seen from outside: at no moment has a press a second thread,
+/// and setting a document needs one.
+#[test]
+fn a_press_has_one_thread_at_all_times() {
+    let _turn = take_turns();
+    run(async {
+        let mut stage = Stage::with_presses(1).await;
+        let press = stage.function.press_ids().next().unwrap();
+        let long = |id| record(id, "long", json!({"sections": 30, "paragraphs": 3}));
+        let setting = stage.handle(vec![letter("a"), long("b"), letter("c"), long("d")]);
+        let watching = async {
+            loop {
+                assert_eq!(threads(press), ["pressrun"]);
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::select! {
+            failed = setting => assert_eq!(failed, [""; 0]),
+            () = watching => {}
+        }
+    });
+}

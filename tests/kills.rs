@@ -1,0 +1,209 @@
+//! Runs and presses that are killed, by documents and from outside: nobody else notices.
+
+mod support;
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use pressrun::function::deadline::Deadline;
+use pressrun::function::records;
+use pressrun::function::verdict::{ErrorCode, Verdict};
+use serde_json::{Value, json};
+use support::processes::{children, is_alive, run_of, signal, until, until_run_waits, until_run_works};
+use support::{Stage, letter, record, run};
+
+fn endless(id: &str) -> Value {
+    record(id, "endless", json!({"endless": true}))
+}
+
+fn kill_runs(press: u32) {
+    for run in children(press) {
+        signal(run, Signal::SIGKILL);
+    }
+}
+
+/// Some hundred milliseconds of work.
+fn long(id: &str) -> Value {
+    record(id, "long", json!({"sections": 100, "paragraphs": 3}))
+}
+
+/// More than any pipe holds, so that it is on its way for as long as nobody reads.
+fn large(id: &str) -> Value {
+    record(id, "letter", json!({"to": id, "filler": "x".repeat(500_000)}))
+}
+
+async fn stage_with_one_press() -> (Stage, u32) {
+    let stage = Stage::with_presses(1).await;
+    let press = stage.function.press_ids().next().unwrap();
+    until_run_waits(press).await;
+    (stage, press)
+}
+
+#[test]
+fn a_run_killed_while_it_waits_is_replaced() {
+    run(async {
+        let (mut stage, press) = stage_with_one_press().await;
+        let idle = run_of(press);
+        signal(idle, Signal::SIGKILL);
+        until("another run is there", || children(press).iter().any(|run| *run != idle)).await;
+        assert_eq!(stage.handle(vec![letter("a")]).await, [""; 0]);
+        // And without time to replace it.
+        signal(run_of(press), Signal::SIGKILL);
+        assert_eq!(stage.handle(vec![letter("b"), letter("c")]).await, [""; 0]);
+        assert_eq!(stage.function.press_ids().next(), Some(press), "the press has stayed");
+    });
+}
+
+#[test]
+fn a_press_killed_while_it_waits_is_replaced() {
+    run(async {
+        let (mut stage, press) = stage_with_one_press().await;
+        signal(press, Signal::SIGKILL);
+        assert_eq!(stage.handle(vec![letter("a"), letter("b")]).await, [""; 0]);
+        assert_ne!(stage.function.press_ids().next(), Some(press));
+    });
+}
+
+#[test]
+fn a_document_whose_run_or_press_is_killed_from_outside_is_set_again() {
+    run(async {
+        let (mut stage, press) = stage_with_one_press().await;
+        for kills_press in [false, true] {
+            let batch = vec![letter("before"), long("long"), letter("after")];
+            let ((), failed) = tokio::join!(
+                async {
+                    until_run_works(press).await;
+                    signal(if kills_press { press } else { run_of(press) }, Signal::SIGKILL);
+                },
+                stage.handle(batch)
+            );
+            assert_eq!(failed, [""; 0]);
+            assert!(["before", "after"].iter().all(|id| stage.pdf("letter", id).is_some()));
+            assert!(stage.pdf("long", "long").is_some());
+        }
+    });
+}
+
+#[test]
+fn a_document_whose_run_is_killed_from_outside_again_and_again_is_a_transient_failure() {
+    run(async {
+        let (mut stage, press) = stage_with_one_press().await;
+        let batch = records::parse(json!({"Records": [endless("endless"), letter("good")]})).unwrap();
+        let killing = async {
+            loop {
+                until_run_works(press).await;
+                kill_runs(press);
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                if !is_alive(press) {
+                    break;
+                }
+            }
+        };
+        let verdicts = tokio::select! {
+            verdicts = stage.function.set_batch(batch, Deadline::NONE) => verdicts,
+            () = killing => panic!("the press has gone"),
+        };
+        let Verdict::TransientFailure(failure) = &verdicts[0].1 else { panic!("{:?}", verdicts[0].1) };
+        assert_eq!(failure.code, ErrorCode::RunLost);
+        assert!(failure.message.contains("was killed by SIGKILL"), "{}", failure.message);
+    });
+}
+
+#[test]
+fn a_document_that_brings_its_run_down_fails_alone_with_what_it_used() {
+    run(async {
+        let (mut stage, press) = stage_with_one_press().await;
+        for crash in [Signal::SIGSEGV, Signal::SIGABRT] {
+            let batch = json!({"Records": [letter("before"), endless("bad"), letter("after")]});
+            let batch = records::parse(batch).unwrap();
+            let crashing = async {
+                // The letter before may still be at work.
+                until("the letter is stored", || stage.s3.object(support::OUTPUT, "letter/before.pdf").is_some()).await;
+                until_run_works(press).await;
+                let working = run_of(press);
+                // Rust's handler lets a SIGSEGV pass once that no fault has caused.
+                while is_alive(working) {
+                    signal(working, crash);
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            };
+            let (verdicts, ()) = tokio::join!(stage.function.set_batch(batch, Deadline::NONE), crashing);
+            let Verdict::PermanentFailure(failure) = &verdicts[1].1 else { panic!("{:?}", verdicts[1].1) };
+            assert_eq!(failure.code, ErrorCode::RunKilled);
+            let expected = format!("the process that set the document was killed by {crash}, after ");
+            assert!(failure.message.starts_with(&expected), "{}", failure.message);
+            assert!(failure.message.ends_with(" MB of memory at its peak"), "{}", failure.message);
+            for id in ["before", "after"] {
+                assert!(stage.pdf("letter", id).is_some(), "{id}");
+            }
+            stage.s3.clear(support::OUTPUT);
+        }
+    });
+}
+
+#[test]
+fn a_run_killed_in_the_middle_of_a_request_is_nobodys_fault() {
+    run(async {
+        let (mut stage, press) = stage_with_one_press().await;
+        let idle = run_of(press);
+        signal(idle, Signal::SIGSTOP);
+        let killing = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            signal(idle, Signal::SIGKILL);
+        };
+        let (failed, ()) = tokio::join!(stage.handle(vec![large("a"), letter("b")]), killing);
+        assert_eq!(failed, [""; 0]);
+        assert_eq!(stage.function.press_ids().next(), Some(press), "the press has kept its pipe in order");
+    });
+}
+
+#[test]
+fn a_press_killed_in_the_middle_of_a_frame_is_nobodys_fault() {
+    run(async {
+        let (mut stage, press) = stage_with_one_press().await;
+        signal(press, Signal::SIGSTOP);
+        let killing = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            signal(press, Signal::SIGKILL);
+        };
+        let (failed, ()) = tokio::join!(stage.handle(vec![large("a"), letter("b")]), killing);
+        assert_eq!(failed, [""; 0]);
+    });
+}
+
+/// At moments that nobody has chosen, so within frames and between them, on the way down and up.
+#[test]
+fn kills_at_any_moment_lose_no_document() {
+    run(async {
+        let mut stage = Stage::with_presses(2).await;
+        let with_large_pdf = |id: &str| record(id, "long", json!({"sections": 8, "paragraphs": 30}));
+        for round in 0..10_u64 {
+            let ids: Vec<String> = (0..10).map(|number| format!("{round}-{number}")).collect();
+            let mut open: Vec<String> = ids.clone();
+            let presses: Vec<u32> = stage.function.press_ids().collect();
+            let killing = async {
+                for kill in 0..4 {
+                    tokio::time::sleep(Duration::from_micros(1_700 * (1 + round) * (1 + kill))).await;
+                    let press = presses[usize::try_from(kill).unwrap() % 2];
+                    if kill == 3 && is_alive(press) {
+                        signal(press, Signal::SIGKILL);
+                    } else {
+                        kill_runs(press);
+                    }
+                }
+            };
+            let records = open.iter().enumerate().map(
+                |(number, id)| {
+                    if number % 2 == 0 { large(id) } else { with_large_pdf(id) }
+                },
+            );
+            let ((), failed) = tokio::join!(killing, stage.handle(records.collect()));
+            // What SQS would do with transient failures.
+            open = failed;
+            assert_eq!(stage.handle(open.iter().map(|id| large(id)).collect()).await, [""; 0]);
+            for id in &ids {
+                assert!(stage.pdf("letter", id).or(stage.pdf("long", id)).is_some(), "{id}");
+            }
+        }
+    });
+}

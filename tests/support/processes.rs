@@ -1,0 +1,101 @@
+//! Processes as the kernel sees them, from outside.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// What a process holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holdings {
+    /// The names of its threads, sorted.
+    pub threads: Vec<String>,
+    pub open_files: usize,
+    pub children: usize,
+}
+
+/// Counts what a process holds at this moment.
+pub fn holdings(process: u32) -> Holdings {
+    Holdings {
+        threads: threads(process),
+        open_files: entries(&format!("/proc/{process}/fd")),
+        children: children(process).len(),
+    }
+}
+
+/// The names of a process's threads, sorted; none if it is gone.
+pub fn threads(process: u32) -> Vec<String> {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{process}/task")) else { return Vec::new() };
+    let mut names: Vec<String> = tasks
+        .flatten()
+        .filter_map(|task| fs::read_to_string(task.path().join("comm")).ok())
+        .map(|name| name.trim_end().to_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+/// The live children of a process.
+pub fn children(process: u32) -> Vec<u32> {
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let mut children: Vec<u32> = ids.filter(|id| parent(*id) == Some(process)).collect();
+    children.sort_unstable();
+    children
+}
+
+fn parent(process: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// Resident memory in bytes.
+pub fn resident_bytes(process: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+}
+
+fn entries(folder: &str) -> usize {
+    fs::read_dir(folder).map_or(0, Iterator::count)
+}
+
+pub fn signal(process: u32, signal: Signal) {
+    // One that has just ended by itself is what the test wanted anyway.
+    let _ = kill(Pid::from_raw(i32::try_from(process).unwrap()), signal);
+}
+
+pub fn is_alive(process: u32) -> bool {
+    fs::metadata(format!("/proc/{process}")).is_ok()
+}
+
+/// The run that waits or works under a press.
+pub fn run_of(press: u32) -> u32 {
+    let runs = children(press);
+    assert_eq!(runs.len(), 1, "a press has exactly one run");
+    runs[0]
+}
+
+/// Waits until a condition holds; ten seconds is for a machine that is very busy.
+pub async fn until(what: &str, condition: impl Fn() -> bool) {
+    let patience = Instant::now() + Duration::from_secs(10);
+    while !condition() {
+        assert!(Instant::now() < patience, "waited in vain until {what}");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Waits until the run of a press has nothing to do: its own warming is over.
+pub async fn until_run_waits(press: u32) {
+    until("the run waits", || {
+        let runs = children(press);
+        runs.len() == 1 && threads(runs[0]).len() == 1
+    })
+    .await;
+}
+
+/// Waits until the run of a press is setting a document.
+pub async fn until_run_works(press: u32) {
+    until("the run works", || children(press).iter().any(|run| threads(*run).len() > 1)).await;
+}
