@@ -39,6 +39,8 @@ pub enum Kind {
     EndInvocation = b'E',
     /// Up, once: the press is warm, or why it is not, as a [`Readiness`].
     Ready = b'R',
+    /// Up, from run to press only: it has warmed itself and waits.
+    Warm = b'W',
     /// Up, from run to press only: the request is whole, the document's time begins.
     Begun = b'B',
     /// Up: a part of the PDF.
@@ -53,8 +55,8 @@ impl TryFrom<u8> for Kind {
     type Error = io::Error;
 
     fn try_from(byte: u8) -> io::Result<Self> {
-        use Kind::{Begun, Data, Document, EndInvocation, InvocationEnded, Pdf, Ready, Set, Threads, Verdict};
-        [Document, Data, Set, Threads, EndInvocation, Ready, Begun, Pdf, Verdict, InvocationEnded]
+        use Kind::{Begun, Data, Document, EndInvocation, InvocationEnded, Pdf, Ready, Set, Threads, Verdict, Warm};
+        [Document, Data, Set, Threads, EndInvocation, Ready, Warm, Begun, Pdf, Verdict, InvocationEnded]
             .into_iter()
             .find(|kind| *kind as u8 == byte)
             .ok_or_else(|| invalid(format!("a frame of the unknown kind {byte:#04x}")))

@@ -85,6 +85,8 @@ struct Run {
     /// Does not block either.
     answers: FrameReader<OwnedFd>,
     stderr: File,
+    /// Until it says that it is warm: a document would have to wait.
+    is_warming: bool,
 }
 
 /// Why relaying a document stopped before its verdict.
@@ -129,8 +131,8 @@ impl Press {
             if let Some(frame) = self.function.buffered()? {
                 return Ok(Some(frame));
             }
-            let (function_is_ready, run_is_gone) = wait_for_both(&self.function.pipe, &self.run.answers.pipe)?;
-            if run_is_gone {
+            let (function_is_ready, run_is_ready) = wait_for_both(&self.function.pipe, &self.run.answers.pipe)?;
+            if run_is_ready && !self.run.becomes_warm()? {
                 let ended = self.run.kill()?;
                 let end = describe(&ended, &self.run.stderr_text());
                 eprintln!("press: a waiting run {}. {}", end.how, end.stderr.trim_end());
@@ -147,6 +149,11 @@ impl Press {
     fn relay_document(&mut self, document: Frame) -> io::Result<()> {
         if let Ok(header) = document.parse::<frames::Header>() {
             self.last_template = header.template;
+        }
+        if self.run.is_warming {
+            // A cold run that begins now is sooner done than one that first has to get warm.
+            self.run.kill()?;
+            self.fork_run(None)?;
         }
         let mut begun = false;
         let relayed = match self.relay_request(document)? {
@@ -266,7 +273,13 @@ impl Run {
             ForkResult::Parent { child } => {
                 set_non_blocking(&requests)?;
                 set_non_blocking(&answers)?;
-                Ok(Self { pid: child, requests, answers: FrameReader::new(answers), stderr })
+                Ok(Self {
+                    pid: child,
+                    requests,
+                    answers: FrameReader::new(answers),
+                    stderr,
+                    is_warming: sample.is_some(),
+                })
             }
         }
     }
@@ -288,6 +301,18 @@ impl Run {
             }
         }
         Ok(true)
+    }
+
+    /// Reads what a waiting run says: that it is warm, once. `false` when it is gone, or says
+    /// anything else.
+    fn becomes_warm(&mut self) -> io::Result<bool> {
+        if self.answers.read()? == Read::End {
+            return Ok(false);
+        }
+        let said = self.answers.buffered();
+        let is_warm = matches!(&said, Ok(Some(frame)) if frame.kind == Kind::Warm) && self.is_warming;
+        self.is_warming &= !is_warm;
+        Ok(is_warm)
     }
 
     /// Kills the run if it is still there, and waits for it. One that had ended by itself keeps

@@ -23,8 +23,9 @@ const EXIT_PANICKED: i32 = 82;
 
 /// Serves requests from stdin until it ends, then ends this process.
 ///
-/// `sample` is set first, for nothing but its effect on this process's memory: a fresh copy pays
-/// for every page that it touches first. Not if a document is waiting already.
+/// The sample of the template `sample` is set first, for nothing but its effect on this
+/// process's memory: a fresh copy pays for every page that it touches first. Not if a document
+/// is waiting already.
 pub fn main(typesetter: &Typesetter, most_threads: usize, sample: Option<&str>) -> ! {
     // Nothing may unwind into the frames copied from the press.
     let served = panic::catch_unwind(AssertUnwindSafe(|| serve(typesetter, most_threads, sample)));
@@ -42,10 +43,11 @@ fn serve(typesetter: &Typesetter, most_threads: usize, sample: Option<&str>) -> 
     let mut requests = FrameReader::new(io::stdin());
     let answers = io::stdout();
     let done = EventFd::new()?;
-    if let Some(sample) = sample.and_then(|template| typesetter.sample(template))
-        && !is_readable(&requests.pipe)?
-    {
-        pool::on_fixed_pool(1, || typesetter.set(sample))?.ok();
+    if let Some(sample) = sample.and_then(|template| typesetter.sample(template)) {
+        if !is_readable(&requests.pipe)? {
+            warm_up(typesetter, sample)?;
+        }
+        frames::write(&answers, Frame::empty(Kind::Warm))?;
     }
     while let Some((header, data)) = next_document(&mut requests)? {
         frames::write(&answers, Frame::empty(Kind::Begun))?;
@@ -79,6 +81,17 @@ fn serve(typesetter: &Typesetter, most_threads: usize, sample: Option<&str>) -> 
         }
         typeset::forget_older_documents();
     }
+    Ok(())
+}
+
+/// Sets a sample as if for the first time, so that the memory which that takes is this process's
+/// own before a document needs it. With the press's memo cache it would be done at once, and
+/// touch next to nothing: a run of one invoice then takes 1.5 times as long as one in a run that
+/// never ends, instead of 1.1 times.
+fn warm_up(typesetter: &Typesetter, sample: Document) -> io::Result<()> {
+    typeset::forget_all_documents();
+    // What it looks like does not matter, not even whether it comes out.
+    let _ = pool::on_fixed_pool(1, || typesetter.set(sample))?;
     Ok(())
 }
 

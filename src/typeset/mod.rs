@@ -125,6 +125,11 @@ pub fn forget_older_documents() {
     typst::comemo::evict(1);
 }
 
+/// Forgets all that was memoized.
+pub fn forget_all_documents() {
+    typst::comemo::evict(0);
+}
+
 /// Where files of the namespace and name of a package are looked for.
 fn packages_dir(templates_dir: &Path) -> PathBuf {
     templates_dir.join("packages")

@@ -1,0 +1,208 @@
+//! What the benchmarks share: data that are new each time, a plain use of Typst to compare with,
+//! presses without a function, and medians.
+#![allow(dead_code, reason = "each benchmark uses a part of it")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use pressrun::press::frames::{Answer, Header};
+use pressrun::press::room::{Outcome, PressSettings, Room};
+use pressrun::typeset::{Document, Pdf, Typesetter, pool};
+use serde_json::Value;
+use tokio::sync::watch;
+
+pub fn templates() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("templates")
+}
+
+pub fn bench_templates() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/templates")
+}
+
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+fn sample(template: &str) -> Value {
+    let text = fs::read_to_string(templates().join(template).join("sample.json")).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+/// An invoice of one page and ten lines that there has not been before: number, names,
+/// quantities and amounts are its own.
+pub fn invoice(number: usize) -> Value {
+    let mut invoice = sample("invoice");
+    let document = &mut invoice["doc"];
+    document["code"] = format!("B-{number:06}").into();
+    document["customer"]["name"] = format!("Customer {} & Daughters", number * 7).into();
+    for (index, line) in document["lines"].as_array_mut().unwrap().iter_mut().enumerate() {
+        line["quantity"] = format!("{}", 1 + (number + index) % 97).into();
+        line["item"]["name"] = format!("Item {} of series {}", (number * 31 + index) % 9973, number % 89).into();
+        line["item"]["price"] = format!("{}.{:02}", (number + index * 13) % 500, number % 100).into();
+        line["total"] = format!("{}.{:02}", (number * 17 + index) % 5000, (number * 3) % 100).into();
+    }
+    invoice
+}
+
+/// A statement with this many rows, each of one line.
+pub fn statement(rows: usize) -> Value {
+    let mut statement = sample("statement");
+    let row = |index: usize| {
+        serde_json::json!({
+            "date": format!("2026-{:02}-{:02}", 1 + index * 12 / rows, 1 + index % 28),
+            "description": format!("Card payment no. {index}, branch {}", index % 211),
+            "amount": format!("{}{}.{:02}", if index.is_multiple_of(3) { "" } else { "-" }, (index * 37) % 900, index % 100),
+        })
+    };
+    statement["entries"] = (0..rows).map(row).collect();
+    statement.as_object_mut().unwrap().remove("closing_balance");
+    statement
+}
+
+/// A report whose sections are the sample's, that many times over: about 4.2 pages a time.
+pub fn report(times: usize) -> Value {
+    let mut report = sample("report");
+    let sections = report["sections"].as_array().unwrap().clone();
+    let copies = (0..times).flat_map(|copy| {
+        sections.iter().cloned().map(move |mut section| {
+            give_new_ids(&mut section, copy);
+            section
+        })
+    });
+    report["sections"] = copies.collect();
+    report
+}
+
+fn give_new_ids(value: &mut Value, copy: usize) {
+    match value {
+        Value::Object(fields) => {
+            for (name, field) in fields {
+                match field {
+                    Value::String(id) if name == "id" || name == "ref" => *id = format!("{id}-{copy}"),
+                    other => give_new_ids(other, copy),
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(|item| give_new_ids(item, copy)),
+        _ => {}
+    }
+}
+
+/// The same as bytes.
+pub fn bytes(data: &Value) -> Bytes {
+    data.to_string().into()
+}
+
+/// Typst in this process, on one thread that never ends.
+pub struct Plain {
+    typesetter: Typesetter,
+    thread: rayon::ThreadPool,
+    evict: usize,
+}
+
+impl Plain {
+    /// Evicts what is older than `evict` documents after each.
+    pub fn new(templates_dir: &Path, evict: usize) -> Self {
+        let thread = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        Self { typesetter: Typesetter::load(templates_dir).unwrap(), thread, evict }
+    }
+
+    pub fn set(&self, template: &str, data: &Bytes) -> Pdf {
+        let document = document(template, data);
+        self.thread.install(|| {
+            let pdf = self.typesetter.set(document).unwrap();
+            typst::comemo::evict(self.evict);
+            pdf
+        })
+    }
+}
+
+pub fn document(template: &str, data: &Bytes) -> Document {
+    Document {
+        template: template.to_owned(),
+        data: data.to_vec(),
+        ident: "bench".to_owned(),
+        timestamp_ms: Some(1_782_988_200_000),
+    }
+}
+
+/// Sets a document on a pool of its own, as a run does, and says how long it took.
+pub fn on_threads(typesetter: &Typesetter, threads: usize, template: &str, data: &Bytes) -> (Pdf, Duration) {
+    let document = document(template, data);
+    let began = Instant::now();
+    let pdf = pool::on_fixed_pool(threads, || typesetter.set(document)).unwrap().unwrap();
+    let took = began.elapsed();
+    typst::comemo::evict(0);
+    (pdf, took)
+}
+
+/// A press of this very program, and what feeds it, without a function around.
+pub async fn room(templates_dir: &Path) -> Room {
+    let settings = PressSettings {
+        program: std::env::current_exe().unwrap(),
+        templates_dir: templates_dir.to_owned(),
+        most_threads: cores(),
+    };
+    Room::start(0, settings).await.unwrap().0
+}
+
+/// Has a document set by a press and waits for its PDF.
+pub async fn set_in(room: &mut Room, template: &str, data: &Bytes, threads: &mut watch::Receiver<usize>) -> Bytes {
+    let header = Header {
+        template: template.to_owned(),
+        ident: "bench".to_owned(),
+        timestamp_ms: Some(1_782_988_200_000),
+        threads: 1,
+    };
+    match room.set(&header, data, threads).await.unwrap() {
+        Outcome::Answered(Answer::Set { .. }, pdf) => pdf,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Runs a benchmark on one thread, as the function runs, unless this process is a press.
+pub fn main(benchmark: impl AsyncFnOnce()) -> std::process::ExitCode {
+    if let Some(exit_code) = pressrun::play_press_role() {
+        return exit_code;
+    }
+    // `cargo test --benches` only wants to know that it starts.
+    if std::env::args().any(|argument| argument == "--test") {
+        return std::process::ExitCode::SUCCESS;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(benchmark());
+    std::process::ExitCode::SUCCESS
+}
+
+/// Measurements of one variant, in milliseconds.
+#[derive(Default)]
+pub struct Series(Vec<f64>);
+
+impl Series {
+    pub fn add(&mut self, took: Duration, documents: usize) {
+        self.0.push(took.as_secs_f64() * 1000.0 / f64::from(u32::try_from(documents).unwrap()));
+    }
+
+    pub fn median(&self) -> f64 {
+        self.quantile(2, 4)
+    }
+
+    /// The middle half.
+    pub fn spread(&self) -> String {
+        format!("{:.2}-{:.2}", self.quantile(1, 4), self.quantile(3, 4))
+    }
+
+    fn quantile(&self, numerator: usize, denominator: usize) -> f64 {
+        let mut sorted = self.0.clone();
+        sorted.sort_by(f64::total_cmp);
+        sorted[(sorted.len() - 1) * numerator / denominator]
+    }
+
+    /// The median of the ratios round by round, which a machine that slows down does not move.
+    pub fn ratio_to(&self, other: &Self) -> f64 {
+        let ratios = self.0.iter().zip(&other.0).map(|(one, other)| one / other).collect();
+        Self(ratios).median()
+    }
+}
