@@ -1,5 +1,5 @@
-//! The only `unsafe` in pressrun: what `fork(2)`, `wait4(2)`, `close_range(2)`, `_exit(2)` and
-//! `mallopt(3)` need, each with its argument. Imports nothing of ours.
+//! The only `unsafe` in pressrun: what `fork(2)`, `wait4(2)`, `close_range(2)` and
+//! `_exit(2)` need, each with its argument. Imports nothing of ours.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -144,22 +144,3 @@ pub fn exit_now(code: i32) -> ! {
     // SAFETY: `_exit` takes an integer and does not return.
     unsafe { libc::_exit(code) }
 }
-
-/// Makes glibc's allocator keep freed memory for the next document instead of giving it back
-/// to the kernel and faulting it in again, page by page.
-///
-/// A document allocates and frees the same tens of megabytes as the one before; the memory is
-/// given back when the run ends. The benchmark `one_page` has a row for what this is worth.
-#[cfg(target_env = "gnu")]
-pub fn keep_freed_memory() {
-    const MEBIBYTE: libc::c_int = 1024 * 1024;
-    // SAFETY: `mallopt` takes two integers and is called before the process has a second thread.
-    unsafe {
-        libc::mallopt(libc::M_TRIM_THRESHOLD, 256 * MEBIBYTE);
-        libc::mallopt(libc::M_TOP_PAD, 4 * MEBIBYTE);
-        libc::mallopt(libc::M_MMAP_THRESHOLD, 32 * MEBIBYTE);
-    }
-}
-
-#[cfg(not(target_env = "gnu"))]
-pub fn keep_freed_memory() {}

@@ -29,7 +29,6 @@ const MOST_STDERR_BYTES: u64 = 4096;
 
 /// Is a press until the function closes stdin.
 pub fn main(templates_dir: &Path, most_threads: usize) -> ExitCode {
-    os::keep_freed_memory();
     let typesetter = match warm_typesetter(templates_dir, most_threads) {
         Ok(typesetter) => typesetter,
         Err(reason) => {
