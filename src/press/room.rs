@@ -121,22 +121,34 @@ impl Room {
     }
 
     /// Ends the run that has seen this invocation's documents, and waits until it has been
-    /// reaped. A document that is still under way is given up.
-    pub async fn end_invocation(&mut self) -> Option<RunEnd> {
-        if self.state == State::Fresh {
-            return None;
+    /// reaped. A document that is still under way is given up. Replaces the press if it is gone.
+    pub async fn end_invocation(&mut self) {
+        if let Some(press) = &mut self.press
+            && self.state != State::Fresh
+        {
+            match press.end_invocation().await {
+                Ok(run) => self.log_run(&run),
+                Err(error) => {
+                    tracing::warn!(press = self.number, %error, "a press could not end its invocation");
+                    self.close().await;
+                }
+            }
         }
-        let ended = self.press.as_mut()?.end_invocation().await;
-        match ended {
-            Ok(run) => {
-                self.state = State::Fresh;
-                Some(run)
+        self.state = State::Fresh;
+        if self.press.is_none() {
+            match Press::start(self.number, &self.settings).await {
+                Ok((press, _)) => self.press = Some(press),
+                // The next document tries again, and says so if it fails too.
+                Err(error) => tracing::error!(press = self.number, %error, "a press cannot be replaced"),
             }
-            Err(error) => {
-                tracing::warn!(press = self.number, %error, "a press could not end its invocation, and is replaced");
-                self.close().await;
-                None
-            }
+        }
+    }
+
+    fn log_run(&self, run: &RunEnd) {
+        let (peak_memory_bytes, cpu_time) = (run.peak_memory_bytes, run.cpu_time);
+        tracing::debug!(press = self.number, peak_memory_bytes, ?cpu_time, "a run has ended with its invocation");
+        for line in run.stderr.lines() {
+            tracing::warn!(press = self.number, "a run said: {line}");
         }
     }
 

@@ -1,0 +1,82 @@
+//! Init: from the start of the process until it asks for its first event, presses warm, against
+//! a hello world on `lambda_runtime`. The runtime API is a listener in this process, which takes
+//! the time of the first request for an event.
+
+mod support;
+
+use std::io::Read;
+use std::net::TcpListener;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use support::{Series, cores, templates};
+
+const ROUNDS: usize = 20;
+const HELLO: &str = "hello-world";
+
+fn main() -> std::process::ExitCode {
+    if std::env::args().nth(1).as_deref() == Some(HELLO) {
+        hello_world();
+    }
+    support::main(benchmark)
+}
+
+fn hello_world() {
+    use lambda_runtime::{Error, LambdaEvent, run, service_fn};
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let hello = service_fn(async |_: LambdaEvent<serde_json::Value>| Ok::<_, Error>("hello"));
+    runtime.block_on(run(hello)).unwrap();
+}
+
+async fn benchmark() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let this = std::env::current_exe().unwrap();
+    let variants: [(String, Command); 3] = [
+        ("hello world".to_owned(), {
+            let mut command = Command::new(&this);
+            command.arg(HELLO);
+            command
+        }),
+        ("pressrun, one press".to_owned(), {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_pressrun"));
+            command.env("WORKERS", "1");
+            command
+        }),
+        (format!("pressrun, {} presses", cores()), Command::new(env!("CARGO_BIN_EXE_pressrun"))),
+    ];
+    let mut variants = variants.map(|(name, command)| (name, command, Series::default()));
+    for _ in 0..ROUNDS {
+        for (_, command, series) in &mut variants {
+            series.add(until_first_request(command, &listener), 1);
+        }
+    }
+    println!("| from start to asking for the first event | ms | middle half |");
+    println!("| --- | --- | --- |");
+    for (name, _, series) in &variants {
+        println!("| {name} | {:.1} | {} |", series.median(), series.spread());
+    }
+}
+
+fn until_first_request(command: &mut Command, listener: &TcpListener) -> Duration {
+    command
+        .env("AWS_LAMBDA_RUNTIME_API", listener.local_addr().unwrap().to_string())
+        .env("AWS_LAMBDA_FUNCTION_NAME", "function")
+        .env("AWS_LAMBDA_FUNCTION_VERSION", "$LATEST")
+        .env("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", (1769 * cores()).to_string())
+        .env("AWS_REGION", "eu-central-1")
+        .env("AWS_ACCESS_KEY_ID", "key")
+        .env("AWS_SECRET_ACCESS_KEY", "secret")
+        .env("OUTPUT_BUCKET", "output")
+        .env("TEMPLATES_DIR", templates())
+        .stdout(Stdio::null());
+    let began = Instant::now();
+    let mut process = command.spawn().unwrap();
+    let (mut connection, _) = listener.accept().unwrap();
+    let took = began.elapsed();
+    let mut request = [0; 256];
+    let length = connection.read(&mut request).unwrap();
+    assert!(request[..length].windows(16).any(|part| part == b"/invocation/next"));
+    process.kill().unwrap();
+    process.wait().unwrap();
+    took
+}

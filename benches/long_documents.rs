@@ -1,0 +1,126 @@
+//! Long documents on all cores and on one, and one that is long among nine that are short.
+//! Rounds alternate.
+
+#[path = "../tests/embedded_s3/mod.rs"]
+mod embedded_s3;
+mod support;
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use embedded_s3::EmbeddedS3;
+use pressrun::config::Config;
+use pressrun::function::Function;
+use pressrun::function::deadline::Deadline;
+use pressrun::typeset::Typesetter;
+use serde_json::{Value, json};
+use support::{Series, bench_templates, bytes, cores, invoice, on_threads, report, statement, templates};
+
+const ROUNDS: usize = 9;
+
+fn main() -> std::process::ExitCode {
+    support::main(benchmark)
+}
+
+async fn benchmark() {
+    let ours = Typesetter::load(&templates()).unwrap();
+    let one_table = Typesetter::load(&bench_templates()).unwrap();
+    let report_200 = bytes(&report(48));
+    let statement_5000 = bytes(&statement(5000));
+
+    let variants: [(&str, &Typesetter, usize, &str, &Bytes); 6] = [
+        ("report, one thread", &ours, 1, "report", &report_200),
+        ("report, all threads", &ours, cores(), "report", &report_200),
+        ("statement, 5,000 rows, one thread", &ours, 1, "statement", &statement_5000),
+        ("statement, 5,000 rows, all threads", &ours, cores(), "statement", &statement_5000),
+        ("the same rows as one table, one thread", &one_table, 1, "statement_one_table", &statement_5000),
+        ("the same rows as one table, all threads", &one_table, cores(), "statement_one_table", &statement_5000),
+    ];
+    let mut series = variants.map(|_| Series::default());
+    let mut pages = variants.map(|_| 0);
+    for _ in 0..ROUNDS {
+        for (index, (_, typesetter, threads, template, data)) in variants.into_iter().enumerate() {
+            let (pdf, took) = on_threads(typesetter, threads, template, data);
+            series[index].add(took, 1);
+            pages[index] = pdf.pages;
+        }
+    }
+    println!("| a long document, all cores being {} | pages | ms | middle half | speed-up |", cores());
+    println!("| --- | --- | --- | --- | --- |");
+    for (index, (name, ..)) in variants.iter().enumerate() {
+        let base = if index < 2 {
+            0
+        } else if index < 4 {
+            5
+        } else {
+            4
+        };
+        let against = if base == 5 { " over one table on all threads" } else { "" };
+        let speed_up = 1.0 / series[index].ratio_to(&series[base]);
+        println!(
+            "| {name} | {} | {:.0} | {} | {speed_up:.2}{against} |",
+            pages[index],
+            series[index].median(),
+            series[index].spread()
+        );
+    }
+    println!("\nstatement on all threads over one: {:.2}", 1.0 / series[3].ratio_to(&series[2]));
+    long_among_short().await;
+}
+
+/// Through the whole function, presses for all cores: when the long one is stored, alone and
+/// first, fifth and last of ten.
+async fn long_among_short() {
+    let s3 = EmbeddedS3::start(&["output"]);
+    let variables = |name: &str| match name {
+        "OUTPUT_BUCKET" => Some("output".to_owned()),
+        "TEMPLATES_DIR" => Some(templates().display().to_string()),
+        _ => None,
+    };
+    let config = Config::from_variables(variables).unwrap();
+    let mut function = Function::start(config, s3.client()).await.unwrap();
+    let long = json!({"template": "report", "data": report(48), "key": "long.pdf"});
+    let mut alone = Series::default();
+    let mut among = [0, 4, 9].map(|place| (place, Series::default()));
+    for round in 0..ROUNDS {
+        alone.add(until_stored(&mut function, &s3, &[&long]).await, 1);
+        for (place, series) in &mut among {
+            let mut short: Vec<Value> = (0..9)
+                .map(|number| json!({"template": "invoice", "data": invoice(round * 100 + *place * 10 + number)}))
+                .collect();
+            short.insert(*place, long.clone());
+            let batch: Vec<&Value> = short.iter().collect();
+            series.add(until_stored(&mut function, &s3, &batch).await, 1);
+        }
+    }
+    function.stop().await;
+    println!("\n| a report of 200 pages through the function | ms until it is stored | to alone |");
+    println!("| --- | --- | --- |");
+    println!("| alone | {:.0} | 1.00 |", alone.median());
+    for (place, series) in &among {
+        println!(
+            "| number {} of ten, the others invoices | {:.0} | {:.2} |",
+            place + 1,
+            series.median(),
+            series.ratio_to(&alone)
+        );
+    }
+}
+
+async fn until_stored(function: &mut Function, s3: &EmbeddedS3, messages: &[&Value]) -> Duration {
+    let record = |(number, message): (usize, &&Value)| json!({"messageId": number.to_string(), "body": message.to_string(), "attributes": {"SentTimestamp": "1782988200000"}});
+    let event = json!({"Records": messages.iter().enumerate().map(record).collect::<Vec<_>>()});
+    tokio::time::sleep(Duration::from_millis(60)).await;
+    let began = Instant::now();
+    let handling = function.handle(event, Deadline::NONE);
+    let watching = async {
+        while s3.object("output", "long.pdf").is_none() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        began.elapsed()
+    };
+    let (response, took) = tokio::join!(handling, watching);
+    assert!(response.unwrap().batch_item_failures.is_empty());
+    s3.clear("output");
+    took
+}

@@ -1,0 +1,118 @@
+//! Forty new invoices: on one press, on as many as there are cores, and through the whole
+//! function with the real SDK and an S3 server on loopback. Rounds alternate.
+
+#[path = "../tests/embedded_s3/mod.rs"]
+mod embedded_s3;
+mod support;
+
+use std::cell::RefCell;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use embedded_s3::EmbeddedS3;
+use futures_util::future::join_all;
+use pressrun::config::Config;
+use pressrun::function::Function;
+use pressrun::function::deadline::Deadline;
+use pressrun::press::room::Room;
+use serde_json::{Value, json};
+use support::{Series, bytes, cores, invoice, room, set_in, templates};
+use tokio::sync::watch;
+
+const ROUNDS: usize = 30;
+const DOCUMENTS: usize = 40;
+
+fn main() -> std::process::ExitCode {
+    support::main(benchmark)
+}
+
+async fn benchmark() {
+    let mut numbers = 0..;
+    let mut invoices = || -> Vec<Value> { numbers.by_ref().take(DOCUMENTS).map(invoice).collect() };
+    let mut rooms = Vec::new();
+    for _ in 0..cores() {
+        rooms.push(room(&templates()).await);
+    }
+    let s3 = EmbeddedS3::start(&["output"]);
+    let mut function_of_one = function(&s3, 1).await;
+    let mut function_of_all = function(&s3, cores()).await;
+
+    let [mut one, mut all, mut whole_one, mut whole_all] = [(); 4].map(|()| Series::default());
+    for round in 0..=ROUNDS {
+        let measured = [
+            on_presses(&mut rooms[..1], invoices()).await,
+            on_presses(&mut rooms, invoices()).await,
+            through_function(&mut function_of_one, round, invoices()).await,
+            through_function(&mut function_of_all, round, invoices()).await,
+        ];
+        s3.clear("output");
+        if round > 0 {
+            for (series, took) in [&mut one, &mut all, &mut whole_one, &mut whole_all].into_iter().zip(measured) {
+                series.add(took, DOCUMENTS);
+            }
+        }
+    }
+    join_all(rooms.iter_mut().map(Room::close)).await;
+    function_of_one.stop().await;
+    function_of_all.stop().await;
+
+    println!("| forty invoices | ms a document | middle half | throughput to one press | the same without function |");
+    println!("| --- | --- | --- | --- | --- |");
+    let row = |name: String, series: &Series, base: &Series, bare: &Series| {
+        let (median, spread) = (series.median(), series.spread());
+        let added = median - bare.median();
+        println!("| {name} | {median:.2} | {spread} | {:.2} | {added:+.2} ms |", 1.0 / series.ratio_to(base));
+    };
+    row("one press".to_owned(), &one, &one, &one);
+    row(format!("{} presses", cores()), &all, &one, &all);
+    row("one press, through handler, SDK and S3".to_owned(), &whole_one, &whole_one, &one);
+    row(format!("{} presses, through handler, SDK and S3", cores()), &whole_all, &whole_one, &all);
+}
+
+async fn on_presses(rooms: &mut [Room], invoices: Vec<Value>) -> Duration {
+    let queue: RefCell<Vec<Bytes>> = RefCell::new(invoices.iter().map(bytes).collect());
+    let (_sender, threads) = watch::channel(1);
+    let began = Instant::now();
+    join_all(rooms.iter_mut().map(async |room| {
+        let mut threads = threads.clone();
+        loop {
+            let next = queue.borrow_mut().pop();
+            let Some(invoice) = next else { break };
+            set_in(room, "invoice", &invoice, &mut threads).await;
+        }
+        room.end_invocation().await;
+    }))
+    .await;
+    let took = began.elapsed();
+    // The next runs warm themselves, which is not to fall into the next round.
+    tokio::time::sleep(Duration::from_millis(40)).await;
+    took
+}
+
+async fn function(s3: &EmbeddedS3, workers: usize) -> Function {
+    let variables = |name: &str| match name {
+        "OUTPUT_BUCKET" => Some("output".to_owned()),
+        "TEMPLATES_DIR" => Some(templates().display().to_string()),
+        "WORKERS" => Some(workers.to_string()),
+        _ => None,
+    };
+    Function::start(Config::from_variables(variables).unwrap(), s3.client()).await.unwrap()
+}
+
+async fn through_function(function: &mut Function, round: usize, invoices: Vec<Value>) -> Duration {
+    let record = |(number, invoice): (usize, Value)| {
+        json!({
+            "messageId": format!("{round}-{number}"),
+            "body": json!({"template": "invoice", "data": invoice}).to_string(),
+            "attributes": {"SentTimestamp": "1782988200000"}
+        })
+    };
+    let records: Vec<Value> = invoices.into_iter().enumerate().map(record).collect();
+    let event = json!({"Records": records});
+    let began = Instant::now();
+    let response = function.handle(event, Deadline::NONE).await.unwrap();
+    let took = began.elapsed();
+    assert!(response.batch_item_failures.is_empty());
+    tokio::time::sleep(Duration::from_millis(40)).await;
+    took
+}
