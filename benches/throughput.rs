@@ -1,11 +1,14 @@
 //! Forty new invoices: on one press, on as many as there are cores, and through the whole
-//! function with the real SDK and an S3 server on loopback. Rounds alternate.
+//! function with the real SDK and an S3 server on loopback. Rounds alternate. What the machine
+//! itself allows is measured beside it: as many processes that never end, fed with nothing.
 
 #[path = "../tests/embedded_s3/mod.rs"]
 mod embedded_s3;
 mod support;
 
 use std::cell::RefCell;
+use std::io::{BufRead, BufReader, Lines, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -16,14 +19,73 @@ use pressrun::function::Function;
 use pressrun::function::deadline::Deadline;
 use pressrun::press::room::Room;
 use serde_json::{Value, json};
-use support::{Series, bytes, cores, invoice, room, set_in, templates};
+use support::{Plain, Series, bytes, cores, invoice, room, set_in, templates};
 use tokio::sync::watch;
 
 const ROUNDS: usize = 30;
 const DOCUMENTS: usize = 40;
 
+/// The first argument of this program as a process that sets invoices whenever it reads a line.
+const NEVER_ENDING_ROLE: &str = "never-ending";
+
 fn main() -> std::process::ExitCode {
+    if std::env::args().nth(1).as_deref() == Some(NEVER_ENDING_ROLE) {
+        never_ending();
+        return std::process::ExitCode::SUCCESS;
+    }
     support::main(benchmark)
+}
+
+/// Reads how many invoices to set, sets them, and says so.
+fn never_ending() {
+    let plain = Plain::new(&templates(), 1);
+    let mut numbers = 0..;
+    for line in std::io::stdin().lines() {
+        let invoices: Vec<Bytes> =
+            numbers.by_ref().take(line.unwrap().parse().unwrap()).map(|number| bytes(&invoice(number))).collect();
+        println!("ready");
+        for invoice in &invoices {
+            plain.set("invoice", invoice);
+        }
+        println!("done");
+    }
+}
+
+struct NeverEnding {
+    process: Child,
+    input: ChildStdin,
+    output: Lines<BufReader<ChildStdout>>,
+}
+
+impl NeverEnding {
+    fn start() -> Self {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        let mut process = command.arg(NEVER_ENDING_ROLE).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let input = process.stdin.take().unwrap();
+        let output = BufReader::new(process.stdout.take().unwrap()).lines();
+        Self { process, input, output }
+    }
+
+    fn stop(mut self) {
+        drop(self.input);
+        self.process.wait().unwrap();
+    }
+}
+
+/// Has processes side by side set forty invoices together.
+fn side_by_side(processes: &mut [NeverEnding]) -> Duration {
+    let each = DOCUMENTS / processes.len();
+    for process in processes.iter_mut() {
+        writeln!(process.input, "{each}").unwrap();
+    }
+    for process in processes.iter_mut() {
+        process.output.next().unwrap().unwrap();
+    }
+    let began = Instant::now();
+    for process in processes.iter_mut() {
+        process.output.next().unwrap().unwrap();
+    }
+    began.elapsed()
 }
 
 async fn benchmark() {
@@ -37,17 +99,22 @@ async fn benchmark() {
     let mut function_of_one = function(&s3, 1).await;
     let mut function_of_all = function(&s3, cores()).await;
 
-    let [mut one, mut all, mut whole_one, mut whole_all] = [(); 4].map(|()| Series::default());
+    let mut processes: Vec<NeverEnding> = (0..cores()).map(|_| NeverEnding::start()).collect();
+    let [mut one, mut all, mut whole_one, mut whole_all, mut limit_one, mut limit_all] =
+        [(); 6].map(|()| Series::default());
     for round in 0..=ROUNDS {
         let measured = [
             on_presses(&mut rooms[..1], invoices()).await,
             on_presses(&mut rooms, invoices()).await,
             through_function(&mut function_of_one, round, invoices()).await,
             through_function(&mut function_of_all, round, invoices()).await,
+            side_by_side(&mut processes[..1]),
+            side_by_side(&mut processes),
         ];
         s3.clear("output");
         if round > 0 {
-            for (series, took) in [&mut one, &mut all, &mut whole_one, &mut whole_all].into_iter().zip(measured) {
+            let series = [&mut one, &mut all, &mut whole_one, &mut whole_all, &mut limit_one, &mut limit_all];
+            for (series, took) in series.into_iter().zip(measured) {
                 series.add(took, DOCUMENTS);
             }
         }
@@ -55,14 +122,17 @@ async fn benchmark() {
     join_all(rooms.iter_mut().map(Room::close)).await;
     function_of_one.stop().await;
     function_of_all.stop().await;
+    processes.into_iter().for_each(NeverEnding::stop);
 
-    println!("| forty invoices | ms a document | middle half | throughput to one press | the same without function |");
+    println!("| forty invoices | ms a document | middle half | throughput to one | the same without function |");
     println!("| --- | --- | --- | --- | --- |");
     let row = |name: String, series: &Series, base: &Series, bare: &Series| {
         let (median, spread) = (series.median(), series.spread());
         let added = median - bare.median();
         println!("| {name} | {median:.2} | {spread} | {:.2} | {added:+.2} ms |", 1.0 / series.ratio_to(base));
     };
+    row("one process that never ends, `evict(1)`".to_owned(), &limit_one, &limit_one, &limit_one);
+    row(format!("{} of them side by side, what this machine allows", cores()), &limit_all, &limit_one, &limit_all);
     row("one press".to_owned(), &one, &one, &one);
     row(format!("{} presses", cores()), &all, &one, &all);
     row("one press, through handler, SDK and S3".to_owned(), &whole_one, &whole_one, &one);

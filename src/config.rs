@@ -33,6 +33,9 @@ pub struct Config {
     pub cores: usize,
     /// `MAX_DATA_BYTES`: the largest message behind a pointer. Default: 16 MiB.
     pub most_data_bytes: usize,
+    /// `MAX_RENDER_MS`: how long a document may be set before it is given up for good. Default:
+    /// half of the invocation's time.
+    pub most_render_time: Option<Duration>,
     /// `DEADLINE_MARGIN_MS`: how long before Lambda's deadline everything is given up that is
     /// not done. Default: 1,000 ms.
     pub deadline_margin: Duration,
@@ -80,8 +83,8 @@ impl Config {
             cores,
             most_data_bytes: number(&variable, "MAX_DATA_BYTES", "a whole number of bytes from 1 on")?
                 .unwrap_or(DEFAULT_MOST_DATA_BYTES),
-            deadline_margin: number(&variable, "DEADLINE_MARGIN_MS", "a whole number of milliseconds from 1 on")?
-                .map_or(DEFAULT_DEADLINE_MARGIN, |milliseconds: u32| Duration::from_millis(milliseconds.into())),
+            most_render_time: milliseconds(&variable, "MAX_RENDER_MS")?,
+            deadline_margin: milliseconds(&variable, "DEADLINE_MARGIN_MS")?.unwrap_or(DEFAULT_DEADLINE_MARGIN),
             has_own_s3_endpoint: ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]
                 .into_iter()
                 .any(|name| variable(name).is_some()),
@@ -101,6 +104,14 @@ fn number<T: FromStr + PartialOrd + From<u8>>(
         Ok(number) if number >= T::from(1) => Ok(Some(number)),
         _ => Err(ConfigError { name, problem: format!("is {value:?}"), takes }),
     }
+}
+
+fn milliseconds(
+    variable: &impl Fn(&'static str) -> Option<String>,
+    name: &'static str,
+) -> Result<Option<Duration>, ConfigError> {
+    let milliseconds: Option<u32> = number(variable, name, "a whole number of milliseconds from 1 on")?;
+    Ok(milliseconds.map(|milliseconds| Duration::from_millis(milliseconds.into())))
 }
 
 fn cores(variable: &impl Fn(&'static str) -> Option<String>) -> Result<usize, ConfigError> {
@@ -163,6 +174,7 @@ mod tests {
             ("WORKERS", "two"),
             ("MAX_DATA_BYTES", "16MB"),
             ("DEADLINE_MARGIN_MS", "-1"),
+            ("MAX_RENDER_MS", "0"),
             ("OUTPUT_PREFIX", "/pdf/"),
             ("TEMPLATES_DIR", "/nowhere"),
             ("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "lots"),

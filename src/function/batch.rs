@@ -5,16 +5,18 @@
 //! part of it goes on.
 
 use std::cell::{Cell, RefCell};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
+use super::limits::{Limits, TimeLimit};
 use super::records::Record;
 use super::verdict::{ErrorCode, Failure, Stored, Verdict};
 use crate::job::{Body, Job, JobError, Pointer, Surroundings};
-use crate::press::frames::{Answer, Blame, Header};
+use crate::press::frames::{Answer, Cause, Header};
 use crate::press::room::{Outcome, Room};
 use crate::storage::{InputError, Storage};
 
@@ -31,16 +33,17 @@ pub struct Workshop<'a> {
     pub surroundings: Surroundings<'a>,
     /// How many threads all documents together may have.
     pub cores: usize,
+    pub limits: Limits,
 }
 
 /// The verdicts, in the order of the records; `None` while there is none.
 pub type Verdicts = RefCell<Vec<Option<Verdict>>>;
 
 /// A document that waits for a press.
-struct Queued {
+struct Queued<'a> {
     index: usize,
+    record: &'a Record,
     job: Job,
-    header: Header,
 }
 
 /// A PDF that waits to be stored.
@@ -50,7 +53,7 @@ struct Finished {
     stored: Stored,
     pdf: Bytes,
     /// Makes room for another PDF when it is dropped.
-    _permit: OwnedSemaphorePermit,
+    _room: OwnedSemaphorePermit,
 }
 
 /// How the cores are shared: what a document may use that is being set.
@@ -91,59 +94,123 @@ impl Shares {
     }
 }
 
+/// A batch on its way.
+struct Batch<'a> {
+    workshop: &'a Workshop<'a>,
+    records: &'a [Record],
+    verdicts: &'a Verdicts,
+    shares: Shares,
+    /// As many permits as there may be PDFs in memory.
+    room_for_pdfs: Arc<Semaphore>,
+}
+
+/// Where documents wait for a press.
+type Queue<'a> = Mutex<mpsc::UnboundedReceiver<Queued<'a>>>;
+
 /// Sets and stores every record's document. Returns when each has its verdict and every run that
 /// has seen one has ended.
 pub async fn set_all(workshop: &Workshop<'_>, rooms: &mut [Room], records: &[Record], verdicts: &Verdicts) {
-    let shares = Shares::new(workshop.cores, records.len());
-    let pdfs_held = std::sync::Arc::new(Semaphore::new(rooms.len() + MOST_UPLOADS));
+    let batch = Batch {
+        workshop,
+        records,
+        verdicts,
+        shares: Shares::new(workshop.cores, records.len()),
+        room_for_pdfs: Arc::new(Semaphore::new(rooms.len() + MOST_UPLOADS)),
+    };
     let (to_presses, queue) = mpsc::unbounded_channel();
     let (to_storage, mut finished) = mpsc::unbounded_channel();
     let queue = Mutex::new(queue);
 
-    let reading = read_all(workshop, records, verdicts, &shares, to_presses);
+    let reading = batch.read_all(to_presses);
     let setting = async {
-        let presses =
-            rooms.iter_mut().map(|room| keep_busy(room, &queue, &shares, &pdfs_held, to_storage.clone(), verdicts));
-        join_all(presses).await;
+        join_all(rooms.iter_mut().map(|room| batch.keep_busy(room, &queue, to_storage.clone()))).await;
         drop(to_storage);
     };
     let storing = stream::poll_fn(|context| finished.poll_recv(context))
-        .for_each_concurrent(MOST_UPLOADS, |pdf| store(workshop.storage, pdf, verdicts));
+        .for_each_concurrent(MOST_UPLOADS, |pdf| batch.store(pdf));
     tokio::join!(reading, setting, storing);
 }
 
-/// Turns records into documents that wait for a press. Messages that are in S3 are fetched, the
-/// others are there at once.
-async fn read_all(
-    workshop: &Workshop<'_>,
-    records: &[Record],
-    verdicts: &Verdicts,
-    shares: &Shares,
-    queue: mpsc::UnboundedSender<Queued>,
-) {
-    stream::iter(records.iter().enumerate())
-        .for_each_concurrent(MOST_READS, |(index, record)| {
-            let queue = &queue;
-            async move {
-                match read(workshop, record).await {
-                    Ok(job) => {
-                        let header = Header {
-                            template: job.template.clone(),
-                            ident: record.message_id.clone(),
-                            timestamp_ms: record.sent_timestamp_ms,
-                            threads: 1,
-                        };
-                        let waits = queue.send(Queued { index, job, header });
-                        debug_assert!(waits.is_ok(), "the queue lives as long as its presses");
-                    }
-                    Err(verdict) => {
-                        shares.one_fewer_waits();
-                        verdicts.borrow_mut()[index] = Some(verdict);
-                    }
+impl<'a> Batch<'a> {
+    /// Turns records into documents that wait for a press. Messages that are in S3 are fetched,
+    /// the others are there at once.
+    async fn read_all(&self, queue: mpsc::UnboundedSender<Queued<'a>>) {
+        let queue = &queue;
+        stream::iter(self.records.iter().enumerate())
+            .for_each_concurrent(MOST_READS, async |(index, record)| match read(self.workshop, record).await {
+                Ok(job) => {
+                    let waits = queue.send(Queued { index, record, job });
+                    debug_assert!(waits.is_ok(), "the queue lives as long as its presses");
                 }
+                Err(verdict) => {
+                    self.shares.one_fewer_waits();
+                    self.decide(index, verdict);
+                }
+            })
+            .await;
+    }
+
+    /// Gives a press one document after another, and ends its run when there are no more.
+    async fn keep_busy(&self, room: &mut Room, queue: &Queue<'_>, storage: mpsc::UnboundedSender<Finished>) {
+        loop {
+            let room_for_pdf = self.room_for_pdfs.clone().acquire_owned().await.expect("the semaphore is never closed");
+            let Some(Queued { index, record, job }) = queue.lock().await.recv().await else { break };
+            self.shares.one_starts();
+            let set = self.set_one(room, record, &job).await;
+            self.shares.one_ends();
+            match set {
+                Ok((stored, pdf)) => {
+                    let waits = storage.send(Finished { index, job, stored, pdf, _room: room_for_pdf });
+                    debug_assert!(waits.is_ok(), "PDFs are stored until the last press is done");
+                }
+                Err(verdict) => self.decide(index, verdict),
             }
-        })
-        .await;
+        }
+        drop(storage);
+        room.end_invocation().await;
+    }
+
+    /// Has a document set, again if its run ended and it was not to blame.
+    async fn set_one(&self, room: &mut Room, record: &Record, job: &Job) -> Result<(Stored, Bytes), Verdict> {
+        let mut threads = self.shares.threads.subscribe();
+        let mut lost = Failure::new(ErrorCode::RunLost, "no try has been made");
+        for _ in 0..MOST_TRIES {
+            let limit = self.workshop.limits.time(self.shares.waiting.get() > 0);
+            let header = Header {
+                template: job.template.clone(),
+                ident: record.message_id.clone(),
+                timestamp_ms: record.sent_timestamp_ms,
+                threads: *threads.borrow_and_update(),
+                time_limit: limit.time,
+            };
+            lost = match room.set(&header, &job.data, &mut threads).await {
+                Ok(Outcome::Answered(Answer::Set { pages, warnings, typesetting }, pdf)) => {
+                    return Ok((Stored { key: job.key.clone(), pages, bytes: pdf.len(), warnings, typesetting }, pdf));
+                }
+                Ok(Outcome::Answered(answer, _)) => not_set(answer, limit)?,
+                Ok(Outcome::PressLost(error)) => {
+                    Failure::new(ErrorCode::RunLost, format!("the press was lost: {error}"))
+                }
+                Err(error) => Failure::new(ErrorCode::RunLost, error.to_string()),
+            };
+            let (message_id, reason) = (&record.message_id, &lost.message);
+            tracing::warn!(message_id, reason, "its process was lost, which is not the document's fault");
+        }
+        Err(Verdict::TransientFailure(lost))
+    }
+
+    async fn store(&self, finished: Finished) {
+        let Finished { index, job, stored, pdf, _room } = finished;
+        let verdict = match self.workshop.storage.store(job, stored.pages, pdf).await {
+            Ok(()) => Verdict::Stored(stored),
+            Err(error) => Verdict::TransientFailure(Failure::new(ErrorCode::StorageUnavailable, error.to_string())),
+        };
+        self.decide(index, verdict);
+    }
+
+    fn decide(&self, index: usize, verdict: Verdict) {
+        self.verdicts.borrow_mut()[index] = Some(verdict);
+    }
 }
 
 async fn read(workshop: &Workshop<'_>, record: &Record) -> Result<Job, Verdict> {
@@ -176,72 +243,22 @@ async fn read_pointer(storage: &Storage, pointer: &Pointer) -> Result<String, Ve
     })
 }
 
-/// Gives a press one document after another, and ends its run when there are no more.
-async fn keep_busy(
-    room: &mut Room,
-    queue: &Mutex<mpsc::UnboundedReceiver<Queued>>,
-    shares: &Shares,
-    pdfs_held: &std::sync::Arc<Semaphore>,
-    storage: mpsc::UnboundedSender<Finished>,
-    verdicts: &Verdicts,
-) {
-    loop {
-        let permit = pdfs_held.clone().acquire_owned().await.expect("the semaphore is never closed");
-        let Some(Queued { index, job, header }) = queue.lock().await.recv().await else { break };
-        shares.one_starts();
-        let set = set_one(room, shares, &header, &job).await;
-        shares.one_ends();
-        match set {
-            Ok((stored, pdf)) => {
-                let pdf = Finished { index, job, stored, pdf, _permit: permit };
-                let waits = storage.send(pdf);
-                debug_assert!(waits.is_ok(), "PDFs are stored until the last press is done");
-            }
-            Err(verdict) => verdicts.borrow_mut()[index] = Some(verdict),
+/// What an answer without a PDF means. A failure that comes back is nobody's fault, and worth
+/// another try.
+fn not_set(answer: Answer, limit: TimeLimit) -> Result<Failure, Verdict> {
+    let (end, cause) = match answer {
+        Answer::Set { .. } => unreachable!("is a PDF"),
+        Answer::Refused { diagnostics } => return Err(Verdict::PermanentFailure(Failure::typst(diagnostics))),
+        Answer::Panicked { message } => {
+            let message = format!("Typst panicked, which is a bug of Typst's that these data bring out: {message}");
+            return Err(Verdict::PermanentFailure(Failure::new(ErrorCode::TypstPanicked, message)));
         }
-    }
-    room.end_invocation().await;
-}
-
-/// Has a document set, again if its run ended and it was not to blame.
-async fn set_one(room: &mut Room, shares: &Shares, header: &Header, job: &Job) -> Result<(Stored, Bytes), Verdict> {
-    let mut threads = shares.threads.subscribe();
-    let mut lost = Failure::new(ErrorCode::RunLost, "no try has been made");
-    for _ in 0..MOST_TRIES {
-        match room.set(header, &job.data, &mut threads).await {
-            Ok(Outcome::Answered(Answer::Set { pages, warnings, typesetting }, pdf)) => {
-                return Ok((Stored { key: job.key.clone(), pages, bytes: pdf.len(), warnings, typesetting }, pdf));
-            }
-            Ok(Outcome::Answered(Answer::Refused { diagnostics }, _)) => {
-                return Err(Verdict::PermanentFailure(Failure::typst(diagnostics)));
-            }
-            Ok(Outcome::Answered(Answer::Panicked { message }, _)) => {
-                let message = format!("Typst panicked, which is a bug of Typst's that these data bring out: {message}");
-                return Err(Verdict::PermanentFailure(Failure::new(ErrorCode::TypstPanicked, message)));
-            }
-            Ok(Outcome::Answered(Answer::RunDied { end, blame: Blame::Document }, _)) => {
-                return Err(Verdict::PermanentFailure(Failure::run_died(ErrorCode::RunKilled, &end)));
-            }
-            Ok(Outcome::Answered(Answer::RunDied { end, blame: Blame::Nobody }, _)) => {
-                lost = Failure::run_died(ErrorCode::RunLost, &end);
-            }
-            Ok(Outcome::PressLost(error)) => {
-                lost = Failure::new(ErrorCode::RunLost, format!("the press was lost: {error}"));
-            }
-            Err(error) => {
-                lost = Failure::new(ErrorCode::RunLost, error.to_string());
-            }
-        }
-        tracing::warn!(message_id = header.ident, reason = lost.message, "set again: not the document's fault");
-    }
-    Err(Verdict::TransientFailure(lost))
-}
-
-async fn store(storage: &Storage, finished: Finished, verdicts: &Verdicts) {
-    let Finished { index, job, stored, pdf, _permit } = finished;
-    let verdict = match storage.store(job, stored.pages, pdf).await {
-        Ok(()) => Verdict::Stored(stored),
-        Err(error) => Verdict::TransientFailure(Failure::new(ErrorCode::StorageUnavailable, error.to_string())),
+        Answer::RunDied { end, cause } => (end, cause),
     };
-    verdicts.borrow_mut()[index] = Some(verdict);
+    match cause {
+        Cause::Nobody => Ok(Failure::run_died(ErrorCode::RunLost, &end)),
+        Cause::Document => Err(Verdict::PermanentFailure(Failure::run_died(ErrorCode::RunKilled, &end))),
+        Cause::TimeLimit if limit.is_whole_grant => Err(Verdict::PermanentFailure(Failure::too_slow(limit, &end))),
+        Cause::TimeLimit => Err(Verdict::TransientFailure(Failure::too_slow(limit, &end))),
+    }
 }

@@ -30,6 +30,12 @@ impl Deadline {
         }))
     }
 
+    /// How long there is, if that is known.
+    #[must_use]
+    pub fn time_left(self) -> Option<Duration> {
+        self.0.map(|deadline| deadline.saturating_duration_since(Instant::now()))
+    }
+
     /// Waits for a future until the deadline, and drops it then.
     ///
     /// # Errors

@@ -1,12 +1,13 @@
 //! The Lambda function: an SQS event in, a verdict for every record out.
 //!
 //! [`records`] takes the event apart, [`batch`] sets and stores, [`verdict`] is what becomes of
-//! each record, [`deadline`] how long there is, [`runtime`]
+//! each record, [`deadline`] and [`limits`] how long there is, [`runtime`]
 //! what Lambda calls. Imports everything else. Must never be true: that
 //! the handler returns while something that it started goes on.
 
 mod batch;
 pub mod deadline;
+pub mod limits;
 pub mod records;
 mod runtime;
 pub mod verdict;
@@ -26,6 +27,7 @@ use crate::press::room::{PressSettings, Room, StartError};
 use crate::storage::Storage;
 use batch::Workshop;
 use deadline::Deadline;
+use limits::Limits;
 use records::{EventError, Record};
 use verdict::{ErrorCode, Failure, Verdict};
 
@@ -91,6 +93,7 @@ impl Function {
     /// Sets and stores the documents of a batch. When this returns, every run that has seen one
     /// has ended and been waited for, and no task or upload goes on.
     pub async fn set_batch(&mut self, records: Vec<Record>, deadline: Deadline) -> Vec<RecordVerdict> {
+        let deadline = deadline.less(self.config.deadline_margin);
         let verdicts = RefCell::new(records.iter().map(|_| None).collect::<Vec<_>>());
         let workshop = Workshop {
             storage: &self.storage,
@@ -100,11 +103,11 @@ impl Function {
                 message_id: "",
             },
             cores: self.config.cores,
+            limits: Limits::new(deadline, self.config.most_render_time),
         };
         let all = batch::set_all(&workshop, &mut self.rooms, &records, &verdicts);
-        let margin = self.config.deadline_margin;
-        if deadline.less(margin).cut_short(all).await.is_err() {
-            tracing::error!(?margin, "the deadline came before the batch was done");
+        if deadline.cut_short(all).await.is_err() {
+            tracing::error!("the deadline came before the batch was done");
             join_all(self.rooms.iter_mut().map(Room::end_invocation)).await;
         }
         let in_time = verdicts.into_inner();

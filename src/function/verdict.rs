@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use super::limits::TimeLimit;
 use crate::press::frames::RunEnd;
 use crate::typeset::diagnostics::Diagnostic;
 
@@ -49,6 +50,8 @@ pub enum ErrorCode {
     TypstError,
     /// Typst panicked.
     TypstPanicked,
+    /// The document took longer than every document is granted.
+    TimeLimit,
     /// The document brought its run down.
     RunKilled,
     /// The run or the press was killed from outside, repeatedly.
@@ -72,6 +75,26 @@ impl Failure {
     pub fn typst(diagnostics: Vec<Diagnostic>) -> Self {
         let message = diagnostics.first().map_or_else(|| "Typst gave no reason".to_owned(), ToString::to_string);
         Self { code: ErrorCode::TypstError, message, diagnostics }
+    }
+
+    /// The document took more time than it was given.
+    #[must_use]
+    pub fn too_slow(limit: TimeLimit, end: &RunEnd) -> Self {
+        let milliseconds = limit.time.as_millis();
+        let cpu_milliseconds = end.cpu_time.as_millis();
+        if limit.is_whole_grant {
+            let message = format!(
+                "setting the document was ended after {milliseconds} ms ({cpu_milliseconds} ms of CPU time), all that \
+                 MAX_RENDER_MS grants a document; is there an endless loop in the template?"
+            );
+            Self::new(ErrorCode::TimeLimit, message)
+        } else {
+            let message = format!(
+                "setting the document was ended after {milliseconds} ms ({cpu_milliseconds} ms of CPU time), its share \
+                 of what the invocation had left"
+            );
+            Self::new(ErrorCode::DeadlineReached, message)
+        }
     }
 
     /// The run ended before it had answered.
@@ -99,6 +122,7 @@ impl ErrorCode {
             Self::UnknownTemplate => "UnknownTemplate",
             Self::TypstError => "TypstError",
             Self::TypstPanicked => "TypstPanicked",
+            Self::TimeLimit => "TimeLimit",
             Self::RunKilled => "RunKilled",
             Self::RunLost => "RunLost",
             Self::InputUnavailable => "InputUnavailable",

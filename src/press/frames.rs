@@ -115,6 +115,8 @@ pub struct Header {
     pub timestamp_ms: Option<i64>,
     /// How many threads it may use to begin with.
     pub threads: usize,
+    /// How long it may be set. The press keeps this time, from the request being whole.
+    pub time_limit: Duration,
 }
 
 /// What a press says when it has started.
@@ -139,14 +141,16 @@ pub enum Answer {
     /// Typst panicked.
     Panicked { message: String },
     /// The run ended before it had answered. What came of the PDF is worthless.
-    RunDied { end: RunEnd, blame: Blame },
+    RunDied { end: RunEnd, cause: Cause },
 }
 
-/// Whose fault the end of a run is.
+/// Why a run ended before it had answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Blame {
+pub enum Cause {
     /// The document had begun, and the way its run ended is one that a document can cause.
     Document,
+    /// The document had its time, and the press killed the run.
+    TimeLimit,
     /// Killed from outside, or before the document had begun: it deserves another try.
     Nobody,
 }

@@ -10,6 +10,7 @@ use std::io::{self, Read as _, Seek, SeekFrom};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -19,7 +20,7 @@ use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{self, ForkResult, Pid};
 
-use super::frames::{self, Answer, Blame, Frame, FrameReader, Kind, Read, Readiness, RunEnd};
+use super::frames::{self, Answer, Cause, Frame, FrameReader, Header, Kind, Read, Readiness, RunEnd};
 use super::run;
 use crate::os::{self, End, ThreadCount};
 use crate::typeset::{SetError, Typesetter, pool};
@@ -92,6 +93,8 @@ struct Run {
 enum Stop {
     /// The run is gone, or says what makes no sense.
     Run,
+    /// The document has used all the time it was given.
+    TimeIsOver,
     /// The function has no more documents in this invocation, not even this one.
     Abandoned,
 }
@@ -146,26 +149,29 @@ impl Press {
     /// Passes a document on to the run, and the run's answer back. The function gets exactly one
     /// verdict for it, whatever the run does; unless it ends the invocation before.
     fn relay_document(&mut self, document: Frame) -> io::Result<()> {
-        if let Ok(header) = document.parse::<frames::Header>() {
-            self.last_template = header.template;
-        }
+        let Header { template, time_limit, .. } = document.parse()?;
+        self.last_template = template;
         if self.run.is_warming {
             // A cold run that begins now is sooner done than one that first has to get warm.
             self.run.kill()?;
             self.fork_run(None)?;
         }
-        let mut begun = false;
+        let mut time = None;
         let relayed = match self.relay_request(document)? {
-            Ok(()) => self.relay_answer(&mut begun)?,
+            Ok(()) => self.relay_answer(time_limit, &mut time)?,
             Err(stop) => Err(stop),
         };
         match relayed {
             Ok(()) => Ok(()),
             Err(Stop::Abandoned) => self.end_invocation(),
-            Err(Stop::Run) => {
+            Err(stop @ (Stop::Run | Stop::TimeIsOver)) => {
                 let ended = self.run.kill()?;
                 let end = describe(&ended, &self.run.stderr_text());
-                let answer = Answer::RunDied { end, blame: blame(ended.how, begun) };
+                let cause = match stop {
+                    Stop::TimeIsOver => Cause::TimeLimit,
+                    _ => cause(ended.how, time.is_some()),
+                };
+                let answer = Answer::RunDied { end, cause };
                 // First the run, so that it is there when the function hears of this.
                 self.fork_run(None)?;
                 frames::write(&self.answers, Frame::json(Kind::Verdict, &answer))
@@ -192,11 +198,12 @@ impl Press {
         }
     }
 
-    fn relay_answer(&mut self, begun: &mut bool) -> io::Result<Result<(), Stop>> {
+    /// Passes the answer on. `ends_at` is set when the document has begun.
+    fn relay_answer(&mut self, time_limit: Duration, ends_at: &mut Option<Instant>) -> io::Result<Result<(), Stop>> {
         loop {
             match self.run.answers.buffered() {
                 Ok(Some(frame)) => match frame.kind {
-                    Kind::Begun => *begun = true,
+                    Kind::Begun => *ends_at = Some(Instant::now() + time_limit),
                     Kind::Pdf => frames::write(&self.answers, frame)?,
                     Kind::Verdict => {
                         frames::write(&self.answers, frame)?;
@@ -206,7 +213,7 @@ impl Press {
                 },
                 Err(_) => return Ok(Err(Stop::Run)),
                 Ok(None) => {
-                    if let Some(stop) = self.hear_both()? {
+                    if let Some(stop) = self.hear_both(*ends_at)? {
                         return Ok(Err(stop));
                     }
                 }
@@ -215,7 +222,7 @@ impl Press {
     }
 
     /// Waits until the run or the function says something, while a document is being set.
-    fn hear_both(&mut self) -> io::Result<Option<Stop>> {
+    fn hear_both(&mut self, ends_at: Option<Instant>) -> io::Result<Option<Stop>> {
         while let Some(frame) = self.function.buffered()? {
             match frame.kind {
                 // Whether it arrives is not decisive: if the run is gone, the next read says so.
@@ -224,7 +231,11 @@ impl Press {
                 kind => return Err(io::Error::other(format!("a {kind:?} frame while a document is being set"))),
             }
         }
-        let (function_is_ready, run_is_ready) = wait_for_both(&self.function.pipe, &self.run.answers.pipe)?;
+        let (function_is_ready, run_is_ready) =
+            wait_for_both_until(&self.function.pipe, &self.run.answers.pipe, ends_at)?;
+        if ends_at.is_some_and(|ends_at| Instant::now() >= ends_at) {
+            return Ok(Some(Stop::TimeIsOver));
+        }
         if function_is_ready && self.function.read()? == Read::End {
             self.run.kill()?;
             return Err(io::Error::other("the function has gone while a document was being set"));
@@ -293,7 +304,10 @@ impl Run {
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => {
                     let mut file = [PollFd::new(self.requests.as_fd(), PollFlags::POLLOUT)];
-                    poll_again(&mut file)?;
+                    match poll(&mut file, PollTimeout::NONE) {
+                        Ok(_) | Err(Errno::EINTR) => {}
+                        Err(error) => return Err(error.into()),
+                    }
                 }
                 Err(Errno::EPIPE) => return Ok(false),
                 Err(error) => return Err(error.into()),
@@ -353,15 +367,20 @@ fn set_non_blocking(pipe: &OwnedFd) -> io::Result<()> {
 
 /// Waits until there is something to read, or an end, on either.
 fn wait_for_both(one: &impl AsFd, other: &impl AsFd) -> io::Result<(bool, bool)> {
-    let mut files = [PollFd::new(one.as_fd(), PollFlags::POLLIN), PollFd::new(other.as_fd(), PollFlags::POLLIN)];
-    poll_again(&mut files)?;
-    Ok((files[0].any() == Some(true), files[1].any() == Some(true)))
+    wait_for_both_until(one, other, None)
 }
 
-fn poll_again(files: &mut [PollFd]) -> io::Result<()> {
+/// The same, but not for ever.
+fn wait_for_both_until(one: &impl AsFd, other: &impl AsFd, end: Option<Instant>) -> io::Result<(bool, bool)> {
+    let mut files = [PollFd::new(one.as_fd(), PollFlags::POLLIN), PollFd::new(other.as_fd(), PollFlags::POLLIN)];
     loop {
-        match poll(files, PollTimeout::NONE) {
-            Ok(_) => return Ok(()),
+        // Rounded up: with what is left of a millisecond it would poll without waiting.
+        let timeout = end.map_or(PollTimeout::NONE, |end| {
+            let left = end.saturating_duration_since(Instant::now()) + Duration::from_micros(999);
+            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+        });
+        match poll(&mut files, timeout) {
+            Ok(_) => return Ok((files[0].any() == Some(true), files[1].any() == Some(true))),
             Err(Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
         }
@@ -378,11 +397,11 @@ fn describe(ended: &os::Ended, stderr: &str) -> RunEnd {
 
 /// A document is blamed only for what a document can do. A SIGKILL came from outside or from
 /// us after the run had said what makes no sense, which is no proof either.
-fn blame(how: End, begun: bool) -> Blame {
+fn cause(how: End, begun: bool) -> Cause {
     match how {
         End::Killed(Signal::SIGABRT | Signal::SIGSEGV | Signal::SIGBUS | Signal::SIGILL | Signal::SIGSYS) if begun => {
-            Blame::Document
+            Cause::Document
         }
-        _ => Blame::Nobody,
+        _ => Cause::Nobody,
     }
 }

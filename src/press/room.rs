@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{SinkExt, StreamExt};
@@ -11,12 +12,16 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tokio_util::codec::{FramedRead, FramedWrite};
 
 use super::frames::{self, Answer, Frame, FrameCodec, Header, Kind, Readiness, RunEnd};
 
 /// The first argument of this program in the role of a press.
 pub const PRESS_ROLE: &str = "press";
+
+/// How much later than a press the function takes a document's time to be over.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How to start a press.
 #[derive(Clone, Debug)]
@@ -203,13 +208,17 @@ impl Press {
         data: &Bytes,
         threads: &mut watch::Receiver<usize>,
     ) -> io::Result<(Answer, Bytes)> {
-        let header = Header { threads: *threads.borrow_and_update(), ..header.clone() };
-        self.requests.feed(Frame::json(Kind::Document, &header)).await?;
+        self.requests.feed(Frame::json(Kind::Document, header)).await?;
         for chunk in frames::chunks(Kind::Data, data) {
             self.requests.feed(chunk).await?;
         }
         self.requests.send(Frame::empty(Kind::Set)).await?;
+        let answer = self.answer(threads);
+        // The press keeps the time. This is for one that does not.
+        timeout(header.time_limit + PATIENCE, answer).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    }
 
+    async fn answer(&mut self, threads: &mut watch::Receiver<usize>) -> io::Result<(Answer, Bytes)> {
         let mut pdf = BytesMut::new();
         loop {
             let frame = tokio::select! {

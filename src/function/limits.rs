@@ -1,0 +1,72 @@
+//! How much time each document of an invocation may have, so that a batch always gets through.
+
+use std::time::Duration;
+
+use super::deadline::Deadline;
+
+/// The longest that Lambda lets an invocation run, for when the deadline is not known.
+/// Source: <https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html>.
+const LONGEST_INVOCATION: Duration = Duration::from_mins(15);
+
+/// What an invocation has to give.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    deadline: Deadline,
+    /// What every document is granted: one that takes longer is given up for good.
+    grant: Duration,
+}
+
+/// The time that one document gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimeLimit {
+    pub time: Duration,
+    /// Whether that is all that it is granted. If it is less, running out of it is no fault.
+    pub is_whole_grant: bool,
+}
+
+impl Limits {
+    /// The limits of an invocation that begins now. Without a grant of its own, every document
+    /// is granted half of the invocation's time.
+    #[must_use]
+    pub fn new(deadline: Deadline, grant: Option<Duration>) -> Self {
+        let whole = deadline.time_left().unwrap_or(LONGEST_INVOCATION);
+        Self { deadline, grant: grant.unwrap_or(whole / 2) }
+    }
+
+    /// The time for a document that begins now. While others wait for a press it gets at most
+    /// half of what is left, and the others the rest.
+    #[must_use]
+    pub fn time(&self, others_wait: bool) -> TimeLimit {
+        let left = self.deadline.time_left().unwrap_or(LONGEST_INVOCATION);
+        let share = if others_wait { left / 2 } else { left };
+        TimeLimit { time: share.min(self.grant), is_whole_grant: share >= self.grant }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::SystemTime;
+
+    #[test]
+    fn nine_endless_documents_leave_time_for_the_tenth() {
+        let mut left = Duration::from_secs(59);
+        for _ in 0..9 {
+            let limits = Limits::new(Deadline::from_lambda(SystemTime::now() + left), Some(Duration::from_secs(30)));
+            left = left.saturating_sub(limits.time(true).time);
+        }
+        assert!(left > Duration::from_millis(100), "{left:?}");
+    }
+
+    #[test]
+    fn a_document_alone_has_its_grant_and_no_more() {
+        let minute = Deadline::from_lambda(SystemTime::now() + Duration::from_mins(1));
+        let whole = |time| TimeLimit { time, is_whole_grant: true };
+        let limits = Limits::new(minute, Some(Duration::from_secs(2)));
+        assert_eq!(limits.time(false), whole(Duration::from_secs(2)));
+        assert_eq!(limits.time(true), whole(Duration::from_secs(2)));
+        assert!(Limits::new(minute, None).time(false).is_whole_grant);
+        assert!(!Limits::new(minute, Some(Duration::from_mins(2))).time(false).is_whole_grant);
+        assert_eq!(Limits::new(Deadline::NONE, None).time(true), whole(LONGEST_INVOCATION / 2));
+    }
+}
