@@ -11,7 +11,7 @@ use crate::job;
 
 /// A vCPU's worth of memory, in MB.
 /// Source: <https://docs.aws.amazon.com/lambda/latest/dg/configuration-memory.html>.
-const MEMORY_MB_PER_VCPU: usize = 1769;
+const MEMORY_MB_PER_VCPU: u64 = 1769;
 const DEFAULT_MOST_DATA_BYTES: usize = 16 * 1024 * 1024;
 const DEFAULT_DEADLINE_MARGIN: Duration = Duration::from_secs(1);
 
@@ -36,6 +36,9 @@ pub struct Config {
     /// `MAX_RENDER_MS`: how long a document may be set before it is given up for good. Default:
     /// half of the invocation's time.
     pub most_render_time: Option<Duration>,
+    /// `AWS_LAMBDA_FUNCTION_MEMORY_SIZE`, which Lambda sets, else `MEMORY_MB`: the memory that
+    /// function, presses and runs share. Default: as much as there is, and no document has a limit.
+    pub memory_bytes: Option<u64>,
     /// `DEADLINE_MARGIN_MS`: how long before Lambda's deadline everything is given up that is
     /// not done. Default: 1,000 ms.
     pub deadline_margin: Duration,
@@ -83,6 +86,7 @@ impl Config {
             cores,
             most_data_bytes: number(&variable, "MAX_DATA_BYTES", "a whole number of bytes from 1 on")?
                 .unwrap_or(DEFAULT_MOST_DATA_BYTES),
+            memory_bytes: memory_mb(&variable)?.map(|mb| mb * 1024 * 1024),
             most_render_time: milliseconds(&variable, "MAX_RENDER_MS")?,
             deadline_margin: milliseconds(&variable, "DEADLINE_MARGIN_MS")?.unwrap_or(DEFAULT_DEADLINE_MARGIN),
             has_own_s3_endpoint: ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]
@@ -114,11 +118,18 @@ fn milliseconds(
     Ok(milliseconds.map(|milliseconds| Duration::from_millis(milliseconds.into())))
 }
 
+fn memory_mb(variable: &impl Fn(&'static str) -> Option<String>) -> Result<Option<u64>, ConfigError> {
+    let takes = "a whole number of MB from 1 on";
+    match number(variable, "AWS_LAMBDA_FUNCTION_MEMORY_SIZE", takes)? {
+        None => number(variable, "MEMORY_MB", takes),
+        lambda => Ok(lambda),
+    }
+}
+
 fn cores(variable: &impl Fn(&'static str) -> Option<String>) -> Result<usize, ConfigError> {
     let seen = thread::available_parallelism().map_or(1, usize::from);
-    let memory_mb: Option<usize> =
-        number(variable, "AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "the function's memory in MB, as Lambda sets it")?;
-    Ok(memory_mb.map_or(seen, |mb| ((mb + MEMORY_MB_PER_VCPU / 2) / MEMORY_MB_PER_VCPU).clamp(1, seen)))
+    let bought = memory_mb(variable)?.map(|mb| (mb + MEMORY_MB_PER_VCPU / 2) / MEMORY_MB_PER_VCPU);
+    Ok(bought.map_or(seen, |vcpus| usize::try_from(vcpus).unwrap_or(seen).clamp(1, seen)))
 }
 
 fn output_prefix(variable: &impl Fn(&'static str) -> Option<String>) -> Result<String, ConfigError> {
@@ -178,6 +189,7 @@ mod tests {
             ("OUTPUT_PREFIX", "/pdf/"),
             ("TEMPLATES_DIR", "/nowhere"),
             ("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "lots"),
+            ("MEMORY_MB", "1 GB"),
         ] {
             let error = config(&[("OUTPUT_BUCKET", "pdfs"), (name, value)]).unwrap_err().to_string();
             assert!(error.starts_with(name) && error.contains(value) && error.contains("; it takes "), "{error}");

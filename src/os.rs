@@ -1,10 +1,12 @@
-//! The only `unsafe` in pressrun: what `fork(2)`, `wait4(2)`, `close_range(2)` and
-//! `_exit(2)` need, each with its argument. Imports nothing of ours.
+//! The only `unsafe` in pressrun: what `fork(2)`, `wait4(2)`, `close_range(2)`, `_exit(2)` and the
+//! allocator need, each with its argument. Imports nothing of ours.
 #![allow(unsafe_code)]
 
+use std::alloc::{GlobalAlloc, Layout, System};
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -143,4 +145,65 @@ pub fn close_files_from(first: RawFd) -> io::Result<()> {
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: `_exit` takes an integer and does not return.
     unsafe { libc::_exit(code) }
+}
+
+/// The code that a run exits with when it is refused memory.
+pub const EXIT_OUT_OF_MEMORY: i32 = 83;
+
+#[global_allocator]
+static ALLOCATOR: TellingAllocator = TellingAllocator;
+
+static TELLS: AtomicBool = AtomicBool::new(false);
+
+/// From now on, an allocation that the system refuses ends this process with
+/// [`EXIT_OUT_OF_MEMORY`]. Without this it would abort, as it does for other reasons too.
+pub fn exit_when_out_of_memory() {
+    TELLS.store(true, Ordering::Relaxed);
+}
+
+/// Ends this process as one that was refused this much memory.
+pub fn exit_out_of_memory(wanted_bytes: usize) -> ! {
+    // Written from a buffer on the stack: there is no memory to be had.
+    let mut message = [0; 64];
+    let mut rest = &mut message[..];
+    let _ = writeln!(rest, "out of memory: {wanted_bytes} bytes more were wanted");
+    let length = 64 - rest.len();
+    let _ = nix::unistd::write(io::stderr(), &message[..length]);
+    exit_now(EXIT_OUT_OF_MEMORY)
+}
+
+/// The system's allocator, which in a run does not return when it is refused memory.
+struct TellingAllocator;
+
+impl TellingAllocator {
+    fn told(allocated: *mut u8, wanted_bytes: usize) -> *mut u8 {
+        if allocated.is_null() && TELLS.load(Ordering::Relaxed) {
+            exit_out_of_memory(wanted_bytes);
+        }
+        allocated
+    }
+}
+
+// SAFETY: Every call goes to the system's allocator with the same arguments, and what that
+// returns is returned unchanged, if at all.
+unsafe impl GlobalAlloc for TellingAllocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: The caller keeps the contract, which is the same.
+        Self::told(unsafe { System.alloc(layout) }, layout.size())
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: As above.
+        Self::told(unsafe { System.alloc_zeroed(layout) }, layout.size())
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        // SAFETY: As above.
+        Self::told(unsafe { System.realloc(block, layout, new_size) }, new_size)
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: As above.
+        unsafe { System.dealloc(block, layout) }
+    }
 }

@@ -222,11 +222,14 @@ fn s3_being_down_fails_every_record_and_not_the_function() {
 fn the_deadline_ends_what_is_not_done_and_keeps_what_is() {
     run(async {
         let mut stage = Stage::with_presses(1).await;
-        let endless = record("endless", "endless", json!({"endless": true}));
-        let deadline = Deadline::from_lambda(SystemTime::now() + Duration::from_secs(3));
-        assert_eq!(stage.handle_until(vec![letter("a"), endless, letter("b")], deadline).await, ["endless", "b"]);
-        assert!(stage.pdf("letter", "a").is_some());
-        assert_eq!(stage.handle(vec![letter("b")]).await, [""; 0], "the press is as good as before");
+        let never = Fault::Delay(Duration::from_mins(1));
+        stage.s3.answer_next_with([Fault::Delay(Duration::ZERO), never]);
+        let deadline = Deadline::from_lambda(SystemTime::now() + Duration::from_secs(2));
+        let failed = stage.handle_until(vec![letter("a"), letter("b"), letter("c")], deadline).await;
+        assert_eq!(failed.len(), 1, "the one that S3 did not answer: {failed:?}");
+        let stored = ["a", "b", "c"].into_iter().filter(|id| stage.pdf("letter", id).is_some()).count();
+        assert_eq!(stored, 2);
+        assert_eq!(stage.handle(vec![letter("a"), letter("b"), letter("c")]).await, [""; 0]);
     });
 }
 

@@ -156,6 +156,7 @@ pub async fn set_in(room: &mut Room, template: &str, data: &Bytes, threads: &mut
         timestamp_ms: Some(1_782_988_200_000),
         threads: 1,
         time_limit: Duration::from_mins(1),
+        memory_limit_bytes: None,
     };
     match room.set(&header, data, threads).await.unwrap() {
         Outcome::Answered(Answer::Set { .. }, pdf) => pdf,

@@ -12,7 +12,7 @@ use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
-use super::limits::{Limits, TimeLimit};
+use super::limits::{Limits, MemoryLimit, TimeLimit};
 use super::records::Record;
 use super::verdict::{ErrorCode, Failure, Stored, Verdict};
 use crate::job::{Body, Job, JobError, Pointer, Surroundings};
@@ -102,6 +102,19 @@ struct Batch<'a> {
     shares: Shares,
     /// As many permits as there may be PDFs in memory.
     room_for_pdfs: Arc<Semaphore>,
+    /// The size of those that are.
+    held_bytes: Cell<usize>,
+    presses: usize,
+    /// Documents that had too little memory while others had theirs.
+    set_aside: RefCell<Vec<Queued<'a>>>,
+}
+
+/// Why a document has not been set.
+enum NotSet {
+    /// And will not be in this invocation.
+    Decided(Verdict),
+    /// It is to be set again, alone in a fresh run and with all the memory.
+    NeedsMoreMemory,
 }
 
 /// Where documents wait for a press.
@@ -116,6 +129,9 @@ pub async fn set_all(workshop: &Workshop<'_>, rooms: &mut [Room], records: &[Rec
         verdicts,
         shares: Shares::new(workshop.cores, records.len()),
         room_for_pdfs: Arc::new(Semaphore::new(rooms.len() + MOST_UPLOADS)),
+        held_bytes: Cell::new(0),
+        presses: rooms.len(),
+        set_aside: RefCell::default(),
     };
     let (to_presses, queue) = mpsc::unbounded_channel();
     let (to_storage, mut finished) = mpsc::unbounded_channel();
@@ -123,7 +139,10 @@ pub async fn set_all(workshop: &Workshop<'_>, rooms: &mut [Room], records: &[Rec
 
     let reading = batch.read_all(to_presses);
     let setting = async {
-        join_all(rooms.iter_mut().map(|room| batch.keep_busy(room, &queue, to_storage.clone()))).await;
+        join_all(rooms.iter_mut().map(|room| batch.keep_busy(room, &queue, &to_storage))).await;
+        if let Some(room) = rooms.first_mut() {
+            batch.set_those_set_aside(room, &to_storage).await;
+        }
         drop(to_storage);
     };
     let storing = stream::poll_fn(|context| finished.poll_recv(context))
@@ -151,43 +170,79 @@ impl<'a> Batch<'a> {
     }
 
     /// Gives a press one document after another, and ends its run when there are no more.
-    async fn keep_busy(&self, room: &mut Room, queue: &Queue<'_>, storage: mpsc::UnboundedSender<Finished>) {
+    async fn keep_busy(&self, room: &mut Room, queue: &Queue<'a>, storage: &mpsc::UnboundedSender<Finished>) {
         loop {
-            let room_for_pdf = self.room_for_pdfs.clone().acquire_owned().await.expect("the semaphore is never closed");
-            let Some(Queued { index, record, job }) = queue.lock().await.recv().await else { break };
+            let room_for_pdf = self.room_for_pdf(1).await;
+            let Some(document) = queue.lock().await.recv().await else { break };
             self.shares.one_starts();
-            let set = self.set_one(room, record, &job).await;
+            self.set_and_pass_on(room, document, self.presses, room_for_pdf, storage).await;
             self.shares.one_ends();
-            match set {
-                Ok((stored, pdf)) => {
-                    let waits = storage.send(Finished { index, job, stored, pdf, _room: room_for_pdf });
-                    debug_assert!(waits.is_ok(), "PDFs are stored until the last press is done");
-                }
-                Err(verdict) => self.decide(index, verdict),
-            }
         }
-        drop(storage);
         room.end_invocation().await;
     }
 
+    /// Sets one after another the documents that had too little memory: each when no other
+    /// document is being set and no PDF waits to be stored, in a run of its own.
+    async fn set_those_set_aside(&self, room: &mut Room, storage: &mpsc::UnboundedSender<Finished>) {
+        let whole = self.presses + MOST_UPLOADS;
+        loop {
+            let Some(document) = self.set_aside.borrow_mut().pop() else { break };
+            let mut room_for_pdf = self.room_for_pdf(u32::try_from(whole).unwrap_or(u32::MAX)).await;
+            drop(room_for_pdf.split(whole - 1));
+            self.set_and_pass_on(room, document, 1, room_for_pdf, storage).await;
+            room.end_invocation().await;
+        }
+    }
+
+    async fn room_for_pdf(&self, pdfs: u32) -> OwnedSemaphorePermit {
+        self.room_for_pdfs.clone().acquire_many_owned(pdfs).await.expect("the semaphore is never closed")
+    }
+
+    /// Has a document set, with the memory that it may have while so many presses are at work,
+    /// and passes on what came of it.
+    async fn set_and_pass_on(
+        &self,
+        room: &mut Room,
+        document: Queued<'a>,
+        presses: usize,
+        room_for_pdf: OwnedSemaphorePermit,
+        storage: &mpsc::UnboundedSender<Finished>,
+    ) {
+        match self.set_one(room, &document, presses).await {
+            Ok((stored, pdf)) => {
+                let Queued { index, job, .. } = document;
+                self.held_bytes.update(|held| held + pdf.len());
+                let waits = storage.send(Finished { index, job, stored, pdf, _room: room_for_pdf });
+                debug_assert!(waits.is_ok(), "PDFs are stored until the last press is done");
+            }
+            Err(NotSet::Decided(verdict)) => self.decide(document.index, verdict),
+            Err(NotSet::NeedsMoreMemory) => self.set_aside.borrow_mut().push(document),
+        }
+    }
+
     /// Has a document set, again if its run ended and it was not to blame.
-    async fn set_one(&self, room: &mut Room, record: &Record, job: &Job) -> Result<(Stored, Bytes), Verdict> {
+    async fn set_one(&self, room: &mut Room, document: &Queued<'a>, presses: usize) -> Result<(Stored, Bytes), NotSet> {
+        let Queued { record, job, .. } = document;
         let mut threads = self.shares.threads.subscribe();
         let mut lost = Failure::new(ErrorCode::RunLost, "no try has been made");
         for _ in 0..MOST_TRIES {
-            let limit = self.workshop.limits.time(self.shares.waiting.get() > 0);
+            let limits = &self.workshop.limits;
+            let time = limits.time(self.shares.waiting.get() > 0 || !self.set_aside.borrow().is_empty());
+            let memory = limits.memory(presses, self.held_bytes.get());
+            let memory = MemoryLimit { is_whole_budget: memory.is_whole_budget && room.is_fresh(), ..memory };
             let header = Header {
                 template: job.template.clone(),
                 ident: record.message_id.clone(),
                 timestamp_ms: record.sent_timestamp_ms,
                 threads: *threads.borrow_and_update(),
-                time_limit: limit.time,
+                time_limit: time.time,
+                memory_limit_bytes: memory.bytes,
             };
             lost = match room.set(&header, &job.data, &mut threads).await {
                 Ok(Outcome::Answered(Answer::Set { pages, warnings, typesetting }, pdf)) => {
                     return Ok((Stored { key: job.key.clone(), pages, bytes: pdf.len(), warnings, typesetting }, pdf));
                 }
-                Ok(Outcome::Answered(answer, _)) => not_set(answer, limit)?,
+                Ok(Outcome::Answered(answer, _)) => not_set(answer, time, memory)?,
                 Ok(Outcome::PressLost(error)) => {
                     Failure::new(ErrorCode::RunLost, format!("the press was lost: {error}"))
                 }
@@ -196,15 +251,17 @@ impl<'a> Batch<'a> {
             let (message_id, reason) = (&record.message_id, &lost.message);
             tracing::warn!(message_id, reason, "its process was lost, which is not the document's fault");
         }
-        Err(Verdict::TransientFailure(lost))
+        Err(NotSet::Decided(Verdict::TransientFailure(lost)))
     }
 
     async fn store(&self, finished: Finished) {
         let Finished { index, job, stored, pdf, _room } = finished;
+        let bytes = pdf.len();
         let verdict = match self.workshop.storage.store(job, stored.pages, pdf).await {
             Ok(()) => Verdict::Stored(stored),
             Err(error) => Verdict::TransientFailure(Failure::new(ErrorCode::StorageUnavailable, error.to_string())),
         };
+        self.held_bytes.update(|held| held - bytes);
         self.decide(index, verdict);
     }
 
@@ -245,20 +302,23 @@ async fn read_pointer(storage: &Storage, pointer: &Pointer) -> Result<String, Ve
 
 /// What an answer without a PDF means. A failure that comes back is nobody's fault, and worth
 /// another try.
-fn not_set(answer: Answer, limit: TimeLimit) -> Result<Failure, Verdict> {
+fn not_set(answer: Answer, time: TimeLimit, memory: MemoryLimit) -> Result<Failure, NotSet> {
+    let permanent = |failure| Err(NotSet::Decided(Verdict::PermanentFailure(failure)));
     let (end, cause) = match answer {
         Answer::Set { .. } => unreachable!("is a PDF"),
-        Answer::Refused { diagnostics } => return Err(Verdict::PermanentFailure(Failure::typst(diagnostics))),
+        Answer::Refused { diagnostics } => return permanent(Failure::typst(diagnostics)),
         Answer::Panicked { message } => {
             let message = format!("Typst panicked, which is a bug of Typst's that these data bring out: {message}");
-            return Err(Verdict::PermanentFailure(Failure::new(ErrorCode::TypstPanicked, message)));
+            return permanent(Failure::new(ErrorCode::TypstPanicked, message));
         }
         Answer::RunDied { end, cause } => (end, cause),
     };
     match cause {
         Cause::Nobody => Ok(Failure::run_died(ErrorCode::RunLost, &end)),
-        Cause::Document => Err(Verdict::PermanentFailure(Failure::run_died(ErrorCode::RunKilled, &end))),
-        Cause::TimeLimit if limit.is_whole_grant => Err(Verdict::PermanentFailure(Failure::too_slow(limit, &end))),
-        Cause::TimeLimit => Err(Verdict::TransientFailure(Failure::too_slow(limit, &end))),
+        Cause::Document => permanent(Failure::run_died(ErrorCode::RunKilled, &end)),
+        Cause::TimeLimit if time.is_whole_grant => permanent(Failure::too_slow(time, &end)),
+        Cause::TimeLimit => Err(NotSet::Decided(Verdict::TransientFailure(Failure::too_slow(time, &end)))),
+        Cause::MemoryLimit if memory.is_whole_budget => permanent(Failure::too_large(memory, &end)),
+        Cause::MemoryLimit => Err(NotSet::NeedsMoreMemory),
     }
 }

@@ -1,4 +1,5 @@
-//! How much time each document of an invocation may have, so that a batch always gets through.
+//! How much time and memory each document of an invocation may have, so that a batch always gets
+//! through and Lambda never ends the function for want of memory.
 
 use std::time::Duration;
 
@@ -14,6 +15,16 @@ pub struct Limits {
     deadline: Deadline,
     /// What every document is granted: one that takes longer is given up for good.
     grant: Duration,
+    /// What all runs together may have, if there is a limit.
+    memory_bytes: Option<u64>,
+}
+
+/// Why a document runs out of memory: what it had, and whether there was more to be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryLimit {
+    pub bytes: Option<u64>,
+    /// Whether that is all that any document can have.
+    pub is_whole_budget: bool,
 }
 
 /// The time that one document gets.
@@ -28,9 +39,17 @@ impl Limits {
     /// The limits of an invocation that begins now. Without a grant of its own, every document
     /// is granted half of the invocation's time.
     #[must_use]
-    pub fn new(deadline: Deadline, grant: Option<Duration>) -> Self {
+    pub fn new(deadline: Deadline, grant: Option<Duration>, memory_bytes: Option<u64>) -> Self {
         let whole = deadline.time_left().unwrap_or(LONGEST_INVOCATION);
-        Self { deadline, grant: grant.unwrap_or(whole / 2) }
+        Self { deadline, grant: grant.unwrap_or(whole / 2), memory_bytes }
+    }
+
+    /// The memory for a document that is set while as many as `presses` may be at work, and
+    /// PDFs of `held_bytes` wait to be stored.
+    #[must_use]
+    pub fn memory(&self, presses: usize, held_bytes: usize) -> MemoryLimit {
+        let left = self.memory_bytes.map(|budget| budget.saturating_sub(held_bytes as u64));
+        MemoryLimit { bytes: left.map(|left| left / presses as u64), is_whole_budget: presses == 1 }
     }
 
     /// The time for a document that begins now. While others wait for a press it gets at most
@@ -52,7 +71,8 @@ mod tests {
     fn nine_endless_documents_leave_time_for_the_tenth() {
         let mut left = Duration::from_secs(59);
         for _ in 0..9 {
-            let limits = Limits::new(Deadline::from_lambda(SystemTime::now() + left), Some(Duration::from_secs(30)));
+            let limits =
+                Limits::new(Deadline::from_lambda(SystemTime::now() + left), Some(Duration::from_secs(30)), None);
             left = left.saturating_sub(limits.time(true).time);
         }
         assert!(left > Duration::from_millis(100), "{left:?}");
@@ -62,11 +82,11 @@ mod tests {
     fn a_document_alone_has_its_grant_and_no_more() {
         let minute = Deadline::from_lambda(SystemTime::now() + Duration::from_mins(1));
         let whole = |time| TimeLimit { time, is_whole_grant: true };
-        let limits = Limits::new(minute, Some(Duration::from_secs(2)));
+        let limits = Limits::new(minute, Some(Duration::from_secs(2)), None);
         assert_eq!(limits.time(false), whole(Duration::from_secs(2)));
         assert_eq!(limits.time(true), whole(Duration::from_secs(2)));
-        assert!(Limits::new(minute, None).time(false).is_whole_grant);
-        assert!(!Limits::new(minute, Some(Duration::from_mins(2))).time(false).is_whole_grant);
-        assert_eq!(Limits::new(Deadline::NONE, None).time(true), whole(LONGEST_INVOCATION / 2));
+        assert!(Limits::new(minute, None, None).time(false).is_whole_grant);
+        assert!(!Limits::new(minute, Some(Duration::from_mins(2)), None).time(false).is_whole_grant);
+        assert_eq!(Limits::new(Deadline::NONE, None, None).time(true), whole(LONGEST_INVOCATION / 2));
     }
 }

@@ -40,7 +40,12 @@ pub struct Function {
     rooms: Vec<Room>,
     /// Names and versions.
     templates: BTreeMap<String, String>,
+    /// What is left of the memory when the function and its presses have theirs.
+    memory_for_runs: Option<u64>,
 }
+
+/// With less a run cannot set the simplest document.
+const LEAST_RUN_BYTES: u64 = 64_000_000;
 
 /// A record's id and what became of it.
 pub type RecordVerdict = (Record, Verdict);
@@ -66,7 +71,8 @@ impl Function {
             milliseconds = began.elapsed().as_millis(),
             "warm"
         );
-        Ok(Self { storage: Storage::new(client, &config), config, rooms, templates })
+        let memory_for_runs = memory_for_runs(config.memory_bytes, &rooms)?;
+        Ok(Self { storage: Storage::new(client, &config), config, rooms, templates, memory_for_runs })
     }
 
     /// The process ids of the presses that there are.
@@ -103,7 +109,7 @@ impl Function {
                 message_id: "",
             },
             cores: self.config.cores,
-            limits: Limits::new(deadline, self.config.most_render_time),
+            limits: Limits::new(deadline, self.config.most_render_time, self.memory_for_runs),
         };
         let all = batch::set_all(&workshop, &mut self.rooms, &records, &verdicts);
         if deadline.cut_short(all).await.is_err() {
@@ -118,6 +124,25 @@ impl Function {
     pub async fn stop(mut self) {
         join_all(self.rooms.iter_mut().map(Room::close)).await;
     }
+}
+
+/// What a function of this memory has left for runs. Half of what function and presses have now
+/// is added to it, for the event and what is under way to S3.
+fn memory_for_runs(memory_bytes: Option<u64>, rooms: &[Room]) -> Result<Option<u64>, StartError> {
+    let Some(memory_bytes) = memory_bytes else { return Ok(None) };
+    let processes = rooms.iter().filter_map(Room::process_id).chain([std::process::id()]);
+    let resident: u64 = processes.map(resident_bytes).sum();
+    match memory_bytes.checked_sub(resident + resident / 2) {
+        Some(left) if left / rooms.len() as u64 >= LEAST_RUN_BYTES => Ok(Some(left)),
+        _ => Err(StartError::Memory { memory_bytes, resident_bytes: resident, presses: rooms.len() }),
+    }
+}
+
+/// The resident memory of a process; none when it is gone.
+fn resident_bytes(process: u32) -> u64 {
+    let statm = std::fs::read_to_string(format!("/proc/{process}/statm")).unwrap_or_default();
+    let pages = statm.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0);
+    pages * 4096
 }
 
 fn too_late() -> Verdict {

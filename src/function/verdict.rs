@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::limits::TimeLimit;
+use super::limits::{MemoryLimit, TimeLimit};
 use crate::press::frames::RunEnd;
 use crate::typeset::diagnostics::Diagnostic;
 
@@ -52,6 +52,8 @@ pub enum ErrorCode {
     TypstPanicked,
     /// The document took longer than every document is granted.
     TimeLimit,
+    /// The document wants more memory than there is.
+    MemoryLimit,
     /// The document brought its run down.
     RunKilled,
     /// The run or the press was killed from outside, repeatedly.
@@ -75,6 +77,18 @@ impl Failure {
     pub fn typst(diagnostics: Vec<Diagnostic>) -> Self {
         let message = diagnostics.first().map_or_else(|| "Typst gave no reason".to_owned(), ToString::to_string);
         Self { code: ErrorCode::TypstError, message, diagnostics }
+    }
+
+    /// The document wanted more memory than there is.
+    #[must_use]
+    pub fn too_large(limit: MemoryLimit, end: &RunEnd) -> Self {
+        let had = limit.bytes.map_or_else(|| "all there was".to_owned(), |bytes| format!("{} MB", bytes / 1_000_000));
+        let wanted = end.stderr.lines().find(|line| line.contains("were wanted")).unwrap_or("out of memory");
+        let message = format!(
+            "the document did not fit into {had} of memory, all that the function has for a single one ({wanted}); \
+             give the function more memory, or the template less to do"
+        );
+        Self::new(ErrorCode::MemoryLimit, message)
     }
 
     /// The document took more time than it was given.
@@ -123,6 +137,7 @@ impl ErrorCode {
             Self::TypstError => "TypstError",
             Self::TypstPanicked => "TypstPanicked",
             Self::TimeLimit => "TimeLimit",
+            Self::MemoryLimit => "MemoryLimit",
             Self::RunKilled => "RunKilled",
             Self::RunLost => "RunLost",
             Self::InputUnavailable => "InputUnavailable",

@@ -117,6 +117,8 @@ pub struct Header {
     pub threads: usize,
     /// How long it may be set. The press keeps this time, from the request being whole.
     pub time_limit: Duration,
+    /// How much memory its run may have, as `RLIMIT_DATA` counts it.
+    pub memory_limit_bytes: Option<u64>,
 }
 
 /// What a press says when it has started.
@@ -151,6 +153,8 @@ pub enum Cause {
     Document,
     /// The document had its time, and the press killed the run.
     TimeLimit,
+    /// The run was refused memory.
+    MemoryLimit,
     /// Killed from outside, or before the document had begun: it deserves another try.
     Nobody,
 }

@@ -169,7 +169,7 @@ impl Press {
                 let end = describe(&ended, &self.run.stderr_text());
                 let cause = match stop {
                     Stop::TimeIsOver => Cause::TimeLimit,
-                    _ => cause(ended.how, time.is_some()),
+                    _ => cause(ended.how, time.is_some(), &end.stderr),
                 };
                 let answer = Answer::RunDied { end, cause };
                 // First the run, so that it is there when the function hears of this.
@@ -397,8 +397,13 @@ fn describe(ended: &os::Ended, stderr: &str) -> RunEnd {
 
 /// A document is blamed only for what a document can do. A SIGKILL came from outside or from
 /// us after the run had said what makes no sense, which is no proof either.
-fn cause(how: End, begun: bool) -> Cause {
+fn cause(how: End, begun: bool, stderr: &str) -> Cause {
     match how {
+        End::Exited(os::EXIT_OUT_OF_MEMORY) if begun => Cause::MemoryLimit,
+        // What Rust says when a new thread has no room for its signal stack.
+        End::Killed(Signal::SIGABRT) if begun && stderr.contains("failed to allocate an alternative stack") => {
+            Cause::MemoryLimit
+        }
         End::Killed(Signal::SIGABRT | Signal::SIGSEGV | Signal::SIGBUS | Signal::SIGILL | Signal::SIGSYS) if begun => {
             Cause::Document
         }

@@ -44,6 +44,12 @@ pub enum StartError {
     },
     #[error("{0}")]
     Broken(String),
+    #[error(
+        "{} MB of memory are too little: the function and {presses} presses have {} MB already, and each press needs \
+         64 MB for a document; give the function more memory, or set WORKERS lower",
+        memory_bytes / 1_000_000, resident_bytes / 1_000_000
+    )]
+    Memory { memory_bytes: u64, resident_bytes: u64, presses: usize },
     #[error("a press ended before it was ready: {0}")]
     Ended(#[source] io::Error),
 }
@@ -97,6 +103,12 @@ impl Room {
         self.press.as_ref()?.process.id()
     }
 
+    /// Whether the next document finds a run that has seen none.
+    #[must_use]
+    pub fn is_fresh(&self) -> bool {
+        self.state == State::Fresh
+    }
+
     /// Has a document set, with more threads as `threads` allows them. If the press is gone
     /// another is started first.
     ///
@@ -115,7 +127,8 @@ impl Room {
         self.state = State::Busy;
         match press.set(header, data, threads).await {
             Ok((answer, pdf)) => {
-                self.state = State::Used;
+                let has_new_run = matches!(answer, Answer::RunDied { .. });
+                self.state = if has_new_run { State::Fresh } else { State::Used };
                 Ok(Outcome::Answered(answer, pdf))
             }
             Err(error) => {

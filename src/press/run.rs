@@ -11,6 +11,7 @@ use bytes::Bytes;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
+use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 
 use super::frames::{self, Answer, Frame, FrameReader, Header, Kind, Read};
 use crate::os;
@@ -43,6 +44,7 @@ fn serve(typesetter: &Typesetter, most_threads: usize, sample: Option<&str>) -> 
     let mut requests = FrameReader::new(io::stdin());
     let answers = io::stdout();
     let done = EventFd::new()?;
+    os::exit_when_out_of_memory();
     if let Some(sample) = sample.and_then(|template| typesetter.sample(template)) {
         if !is_readable(&requests.pipe)? {
             warm_up(typesetter, sample)?;
@@ -52,6 +54,7 @@ fn serve(typesetter: &Typesetter, most_threads: usize, sample: Option<&str>) -> 
     while let Some((header, data)) = next_document(&mut requests)? {
         frames::write(&answers, Frame::empty(Kind::Begun))?;
         let begun = Instant::now();
+        limit_memory(header.memory_limit_bytes)?;
         let document =
             Document { template: header.template, data, ident: header.ident, timestamp_ms: header.timestamp_ms };
         let set = panic::catch_unwind(AssertUnwindSafe(|| {
@@ -81,6 +84,13 @@ fn serve(typesetter: &Typesetter, most_threads: usize, sample: Option<&str>) -> 
         }
         typeset::forget_older_documents();
     }
+    Ok(())
+}
+
+/// Limits what this process may have, all in all. What it still holds of the document before it
+/// can use again.
+fn limit_memory(bytes: Option<u64>) -> io::Result<()> {
+    setrlimit(Resource::RLIMIT_DATA, bytes.unwrap_or(RLIM_INFINITY), RLIM_INFINITY)?;
     Ok(())
 }
 
@@ -133,7 +143,9 @@ fn set_while_listening(
             done.write(1).expect("an eventfd takes a one");
         },
         |growing| broken = listen(requests, done, growing),
-    )?;
+    );
+    // Only that no thread can be started, for want of room for its stack.
+    let Ok(set) = set else { os::exit_out_of_memory(pool::STACK_BYTES) };
     broken.map(|()| set)
 }
 

@@ -10,7 +10,7 @@ use std::thread::{self, JoinHandle};
 use rayon::{ThreadBuilder, ThreadPool, ThreadPoolBuilder};
 
 /// Typst recurses deeply; its own depth checks end a document well before this much is used.
-const STACK_BYTES: usize = 16 * 1024 * 1024;
+pub const STACK_BYTES: usize = 16 * 1024 * 1024;
 
 /// Runs `work` on a pool of its own and returns when it is done and every thread of the pool
 /// has been joined.

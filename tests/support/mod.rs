@@ -33,6 +33,7 @@ pub fn config(workers: usize) -> Config {
         cores: 2,
         most_data_bytes: 1024 * 1024,
         most_render_time: None,
+        memory_bytes: None,
         deadline_margin: Duration::from_millis(200),
         has_own_s3_endpoint: true,
         press_program: env!("CARGO_BIN_EXE_pressrun").into(),

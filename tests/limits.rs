@@ -1,0 +1,154 @@
+//! Documents that want more time or memory than they may have: they fail alone, with the reason,
+//! and their neighbours are stored in the same invocation.
+
+mod support;
+
+use std::time::{Duration, SystemTime};
+
+use pressrun::config::Config;
+use pressrun::function::deadline::Deadline;
+use pressrun::function::records;
+use pressrun::function::verdict::{ErrorCode, Failure, Verdict};
+use serde_json::{Value, json};
+use support::processes::{children, resident_bytes};
+use support::{Stage, config, letter, record, run};
+
+fn endless(id: &str) -> Value {
+    record(id, "endless", json!({"endless": true}))
+}
+
+fn eater(id: &str) -> Value {
+    record(id, "greedy", json!({"megabytes": null}))
+}
+
+fn in_seconds(seconds: u64) -> Deadline {
+    Deadline::from_lambda(SystemTime::now() + Duration::from_secs(seconds))
+}
+
+/// A function whose documents may share this much, beside what it needs itself.
+async fn stage_with_memory(workers: usize, megabytes_for_runs: u64) -> Stage {
+    let probe = Stage::with_presses(workers).await;
+    let processes = probe.function.press_ids().chain([std::process::id()]);
+    let needed: u64 = processes.map(resident_bytes).sum();
+    drop(probe);
+    Stage::with(Config { memory_bytes: Some(needed * 3 / 2 + megabytes_for_runs * 1_000_000), ..config(workers) }).await
+}
+
+/// Nine letters, and others put among them at every third place.
+fn among_nine_letters(others: Vec<Value>) -> Vec<Value> {
+    let mut records: Vec<Value> = (0..9).map(|number| letter(&format!("good-{number}"))).collect();
+    for (index, other) in others.into_iter().enumerate() {
+        records.insert(index * 3, other);
+    }
+    records
+}
+
+async fn verdicts(stage: &mut Stage, records: Vec<Value>, deadline: Deadline) -> Vec<(String, Verdict)> {
+    let records = records::parse(json!({"Records": records})).unwrap();
+    let verdicts = stage.function.set_batch(records, deadline).await;
+    verdicts.into_iter().map(|(record, verdict)| (record.message_id, verdict)).collect()
+}
+
+fn failure_of<'a>(verdicts: &'a [(String, Verdict)], id: &str) -> &'a Failure {
+    match &verdicts.iter().find(|(other, _)| other == id).unwrap().1 {
+        Verdict::PermanentFailure(failure) | Verdict::TransientFailure(failure) => failure,
+        Verdict::Stored(stored) => panic!("{id}: {stored:?}"),
+    }
+}
+
+fn assert_only_these_failed(verdicts: &[(String, Verdict)], code: ErrorCode, bad: &[&str]) {
+    for (id, verdict) in verdicts {
+        match verdict {
+            Verdict::Stored(_) => assert!(!bad.contains(&id.as_str()), "{id} was stored"),
+            Verdict::PermanentFailure(failure) => {
+                assert!(bad.contains(&id.as_str()) && failure.code == code, "{id}: {failure:?}");
+            }
+            Verdict::TransientFailure(failure) => panic!("{id}: {failure:?}"),
+        }
+    }
+}
+
+#[test]
+fn endless_documents_are_ended_for_good_and_the_others_stored() {
+    run(async {
+        for workers in [1, 2] {
+            let granted = Config { most_render_time: Some(Duration::from_millis(300)), ..config(workers) };
+            let mut stage = Stage::with(granted).await;
+            for bad in [&["x"][..], &["x", "y", "z"]] {
+                let batch = among_nine_letters(bad.iter().map(|id| endless(id)).collect());
+                let verdicts = verdicts(&mut stage, batch, in_seconds(60)).await;
+                assert_only_these_failed(&verdicts, ErrorCode::TimeLimit, bad);
+                let message = &failure_of(&verdicts, "x").message;
+                assert!(message.starts_with("setting the document was ended after 300 ms ("), "{message}");
+            }
+            let only_bad = vec![endless("x"), endless("y")];
+            assert_only_these_failed(
+                &verdicts(&mut stage, only_bad, in_seconds(60)).await,
+                ErrorCode::TimeLimit,
+                &["x", "y"],
+            );
+        }
+    });
+}
+
+#[test]
+fn a_batch_gets_through_however_many_documents_never_end() {
+    run(async {
+        let mut stage = Stage::with_presses(1).await;
+        for place in [0, 2, 4] {
+            let mut batch: Vec<Value> = (0..4).map(|number| endless(&number.to_string())).collect();
+            batch.insert(place, letter("good"));
+            let verdicts = verdicts(&mut stage, batch, in_seconds(6)).await;
+            assert!(matches!(&verdicts[place].1, Verdict::Stored(_)), "{:?}", verdicts[place].1);
+            let slow = verdicts.iter().filter(|(id, _)| id != "good").map(|(id, _)| failure_of(&verdicts, id).code);
+            assert!(slow.into_iter().all(|code| code == ErrorCode::DeadlineReached || code == ErrorCode::TimeLimit));
+            let last = if place == 4 { "3" } else { "2" };
+            assert!(failure_of(&verdicts, last).code == ErrorCode::DeadlineReached, "short of its grant: no fault");
+        }
+    });
+}
+
+#[test]
+fn a_memory_eater_fails_alone_with_what_it_had() {
+    run(async {
+        for workers in [1, 2] {
+            let mut stage = stage_with_memory(workers, 300).await;
+            for bad in [&["x"][..], &["x", "y", "z"]] {
+                let batch = among_nine_letters(bad.iter().map(|id| eater(id)).collect());
+                let verdicts = verdicts(&mut stage, batch, in_seconds(60)).await;
+                assert_only_these_failed(&verdicts, ErrorCode::MemoryLimit, bad);
+                let message = &failure_of(&verdicts, "x").message;
+                assert!(message.starts_with("the document did not fit into "), "{message}");
+                assert!(message.contains("bytes more were wanted"), "{message}");
+            }
+            for press in stage.function.press_ids() {
+                assert_eq!(children(press).len(), 1);
+            }
+        }
+    });
+}
+
+#[test]
+fn a_document_that_needs_most_of_the_memory_is_set_alone() {
+    run(async {
+        let mut stage = stage_with_memory(2, 400).await;
+        let large = |id: &str| record(id, "greedy", json!({"megabytes": 250}));
+        let verdicts = verdicts(&mut stage, among_nine_letters(vec![large("x"), large("y")]), in_seconds(60)).await;
+        assert_only_these_failed(&verdicts, ErrorCode::MemoryLimit, &[]);
+        // And in one press, where what the run holds of the document before may be what is lacking.
+        let mut stage = stage_with_memory(1, 400).await;
+        let batch = vec![large("x"), letter("a"), large("y"), large("z")];
+        let verdicts = self::verdicts(&mut stage, batch, in_seconds(60)).await;
+        assert_only_these_failed(&verdicts, ErrorCode::MemoryLimit, &[]);
+    });
+}
+
+#[test]
+fn too_little_memory_for_any_document_stops_init() {
+    run(async {
+        let s3 = support::embedded_s3::EmbeddedS3::start(&[support::OUTPUT]);
+        let tiny = Config { memory_bytes: Some(64 * 1024 * 1024), ..config(2) };
+        let error = pressrun::function::Function::start(tiny, s3.client()).await.err().unwrap().to_string();
+        assert!(error.starts_with("67 MB of memory are too little: ") && error.contains("WORKERS"), "{error}");
+    });
+}
