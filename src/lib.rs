@@ -35,10 +35,11 @@ use std::process::ExitCode;
 #[must_use]
 pub fn play_press_role() -> Option<ExitCode> {
     let arguments: Vec<OsString> = env::args_os().skip(1).collect();
-    let [role, templates_dir, most_threads] = &arguments[..] else { return None };
+    let [role, templates_dir, most_threads, level] = &arguments[..] else { return None };
     if role != press::room::PRESS_ROLE {
         return None;
     }
     let most_threads = most_threads.to_str().and_then(|number| number.parse().ok())?;
-    Some(press::parent::main(Path::new(templates_dir), most_threads))
+    let level = level.to_str().and_then(|level| level.parse().ok())?;
+    Some(press::parent::main(Path::new(templates_dir), most_threads, level))
 }

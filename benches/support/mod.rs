@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use pressrun::press::frames::{Answer, Header};
 use pressrun::press::room::{Outcome, PressSettings, Room};
+use pressrun::press::sandbox::Level;
 use pressrun::typeset::{Document, Pdf, Typesetter, pool};
 use serde_json::Value;
 use tokio::sync::watch;
@@ -144,6 +145,7 @@ pub async fn room(templates_dir: &Path) -> Room {
         program: std::env::current_exe().unwrap(),
         templates_dir: templates_dir.to_owned(),
         most_threads: cores(),
+        level: Level::SeccompAndLandlock,
     };
     Room::start(0, settings).await.unwrap().0
 }

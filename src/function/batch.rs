@@ -242,7 +242,10 @@ impl<'a> Batch<'a> {
                 Ok(Outcome::Answered(Answer::Set { pages, warnings, typesetting }, pdf)) => {
                     return Ok((Stored { key: job.key.clone(), pages, bytes: pdf.len(), warnings, typesetting }, pdf));
                 }
-                Ok(Outcome::Answered(answer, _)) => not_set(answer, time, memory)?,
+                Ok(Outcome::Answered(answer, _)) => {
+                    log_last_words(&record.message_id, &answer);
+                    not_set(answer, time, memory)?
+                }
                 Ok(Outcome::PressLost(error)) => {
                     Failure::new(ErrorCode::RunLost, format!("the press was lost: {error}"))
                 }
@@ -298,6 +301,14 @@ async fn read_pointer(storage: &Storage, pointer: &Pointer) -> Result<String, Ve
         }
         _ => Verdict::PermanentFailure(Failure::new(ErrorCode::InvalidMessage, error.to_string())),
     })
+}
+
+fn log_last_words(message_id: &str, answer: &Answer) {
+    if let Answer::RunDied { end, .. } = answer {
+        for line in end.stderr.lines() {
+            tracing::warn!(message_id, "its run said: {line}");
+        }
+    }
 }
 
 /// What an answer without a PDF means. A failure that comes back is nobody's fault, and worth

@@ -24,6 +24,7 @@ use serde_json::Value;
 use crate::config::Config;
 use crate::job::Surroundings;
 use crate::press::room::{PressSettings, Room, StartError};
+use crate::press::sandbox::Level;
 use crate::storage::Storage;
 use batch::Workshop;
 use deadline::Deadline;
@@ -60,6 +61,7 @@ impl Function {
             program: config.press_program.clone(),
             templates_dir: config.templates_dir.clone(),
             most_threads: config.cores,
+            level: Level::SeccompAndLandlock,
         };
         let began = Instant::now();
         let started = try_join_all((0..config.workers).map(|number| Room::start(number, settings.clone()))).await?;
@@ -72,7 +74,21 @@ impl Function {
             "warm"
         );
         let memory_for_runs = memory_for_runs(config.memory_bytes, &rooms)?;
-        Ok(Self { storage: Storage::new(client, &config), config, rooms, templates, memory_for_runs })
+        let function = Self { storage: Storage::new(client, &config), config, rooms, templates, memory_for_runs };
+        function.log_level();
+        Ok(function)
+    }
+
+    /// How far presses and runs are walled in.
+    pub fn level(&self) -> Level {
+        self.rooms.iter().map(Room::level).min().unwrap_or(Level::Bare)
+    }
+
+    fn log_level(&self) {
+        match self.level() {
+            Level::SeccompAndLandlock => tracing::info!("documents are walled in by seccomp and Landlock"),
+            level => tracing::warn!(%level, "this kernel does not allow all walls around documents"),
+        }
     }
 
     /// The process ids of the presses that there are.

@@ -22,6 +22,7 @@ use nix::unistd::{self, ForkResult, Pid};
 
 use super::frames::{self, Answer, Cause, Frame, FrameReader, Header, Kind, Read, Readiness, RunEnd};
 use super::run;
+use super::sandbox::{self, Level, RunFilters};
 use crate::os::{self, End, ThreadCount};
 use crate::typeset::{SetError, Typesetter, pool};
 
@@ -29,7 +30,10 @@ use crate::typeset::{SetError, Typesetter, pool};
 const MOST_STDERR_BYTES: u64 = 4096;
 
 /// Is a press until the function closes stdin.
-pub fn main(templates_dir: &Path, most_threads: usize) -> ExitCode {
+pub fn main(templates_dir: &Path, most_threads: usize, level: Level) -> ExitCode {
+    if let Err(error) = os::close_files_from(3) {
+        eprintln!("press: files that were inherited cannot be closed: {error}");
+    }
     let typesetter = match warm_typesetter(templates_dir, most_threads) {
         Ok(typesetter) => typesetter,
         Err(reason) => {
@@ -37,7 +41,7 @@ pub fn main(templates_dir: &Path, most_threads: usize) -> ExitCode {
             return exit_code(frames::write(&io::stdout(), broken));
         }
     };
-    exit_code(Press::start(typesetter, most_threads).and_then(|mut press| press.serve()))
+    exit_code(Press::start(typesetter, most_threads, level).and_then(|mut press| press.serve()))
 }
 
 fn exit_code(result: io::Result<()>) -> ExitCode {
@@ -69,6 +73,7 @@ fn warm_typesetter(templates_dir: &Path, most_threads: usize) -> Result<Typesett
 struct Press {
     typesetter: Typesetter,
     most_threads: usize,
+    filters: RunFilters,
     threads: ThreadCount,
     function: FrameReader<io::Stdin>,
     answers: io::Stdout,
@@ -100,15 +105,23 @@ enum Stop {
 }
 
 impl Press {
-    fn start(typesetter: Typesetter, most_threads: usize) -> io::Result<Self> {
+    fn start(typesetter: Typesetter, most_threads: usize, level: Level) -> io::Result<Self> {
         let mut threads = ThreadCount::open()?;
+        sandbox::wall_in_press(level)?;
+        let filters = RunFilters::compile(level)?;
         let templates = typesetter.templates().map(|(name, version)| (name.to_owned(), version)).collect();
         let last_template = typesetter.templates().next().map(|(name, _)| name.to_owned()).unwrap_or_default();
-        let run = Run::fork(&typesetter, most_threads, &mut threads, Some(&last_template))?;
+        let mut run = Run::fork(&typesetter, most_threads, &filters, &mut threads, Some(&last_template))?;
+        // Proves that a document can be set within these walls.
+        if !run.becomes_warm()? {
+            let ended = run.kill()?;
+            let end = describe(&ended, &run.stderr_text());
+            return Err(io::Error::other(format!("the first run {}. {}", end.how, end.stderr.trim_end())));
+        }
         let answers = io::stdout();
         frames::write(&answers, Frame::json(Kind::Ready, &Readiness::Warm { templates }))?;
         let function = FrameReader::new(io::stdin());
-        Ok(Self { typesetter, most_threads, threads, function, answers, run, last_template })
+        Ok(Self { typesetter, most_threads, filters, threads, function, answers, run, last_template })
     }
 
     /// Serves the function until it closes its end. An error means that the pipe to it is out of
@@ -256,7 +269,7 @@ impl Press {
     }
 
     fn fork_run(&mut self, sample: Option<&str>) -> io::Result<()> {
-        self.run = Run::fork(&self.typesetter, self.most_threads, &mut self.threads, sample)?;
+        self.run = Run::fork(&self.typesetter, self.most_threads, &self.filters, &mut self.threads, sample)?;
         Ok(())
     }
 }
@@ -265,6 +278,7 @@ impl Run {
     fn fork(
         typesetter: &Typesetter,
         most_threads: usize,
+        filters: &RunFilters,
         threads: &mut ThreadCount,
         sample: Option<&str>,
     ) -> io::Result<Self> {
@@ -278,7 +292,7 @@ impl Run {
                     eprintln!("run: {error}");
                     os::exit_now(1);
                 }
-                run::main(typesetter, most_threads, sample)
+                run::main(typesetter, most_threads, filters, sample)
             }
             ForkResult::Parent { child } => {
                 set_non_blocking(&requests)?;
@@ -304,10 +318,7 @@ impl Run {
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => {
                     let mut file = [PollFd::new(self.requests.as_fd(), PollFlags::POLLOUT)];
-                    match poll(&mut file, PollTimeout::NONE) {
-                        Ok(_) | Err(Errno::EINTR) => {}
-                        Err(error) => return Err(error.into()),
-                    }
+                    poll_until(&mut file, None)?;
                 }
                 Err(Errno::EPIPE) => return Ok(false),
                 Err(error) => return Err(error.into()),
@@ -319,6 +330,8 @@ impl Run {
     /// Reads what a waiting run says: that it is warm, once. `false` when it is gone, or says
     /// anything else.
     fn becomes_warm(&mut self) -> io::Result<bool> {
+        let mut file = [PollFd::new(self.answers.pipe.as_fd(), PollFlags::POLLIN)];
+        poll_until(&mut file, None)?;
         if self.answers.read()? == Read::End {
             return Ok(false);
         }
@@ -373,14 +386,19 @@ fn wait_for_both(one: &impl AsFd, other: &impl AsFd) -> io::Result<(bool, bool)>
 /// The same, but not for ever.
 fn wait_for_both_until(one: &impl AsFd, other: &impl AsFd, end: Option<Instant>) -> io::Result<(bool, bool)> {
     let mut files = [PollFd::new(one.as_fd(), PollFlags::POLLIN), PollFd::new(other.as_fd(), PollFlags::POLLIN)];
+    poll_until(&mut files, end)?;
+    Ok((files[0].any() == Some(true), files[1].any() == Some(true)))
+}
+
+fn poll_until(files: &mut [PollFd], end: Option<Instant>) -> io::Result<()> {
     loop {
         // Rounded up: with what is left of a millisecond it would poll without waiting.
         let timeout = end.map_or(PollTimeout::NONE, |end| {
             let left = end.saturating_duration_since(Instant::now()) + Duration::from_micros(999);
             PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
         });
-        match poll(&mut files, timeout) {
-            Ok(_) => return Ok((files[0].any() == Some(true), files[1].any() == Some(true))),
+        match poll(files, timeout) {
+            Ok(_) => return Ok(()),
             Err(Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
         }

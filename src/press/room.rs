@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use tokio_util::codec::{FramedRead, FramedWrite};
 
 use super::frames::{self, Answer, Frame, FrameCodec, Header, Kind, Readiness, RunEnd};
+use super::sandbox::Level;
 
 /// The first argument of this program in the role of a press.
 pub const PRESS_ROLE: &str = "press";
@@ -31,6 +32,8 @@ pub struct PressSettings {
     pub templates_dir: PathBuf,
     /// The most threads that a document may have.
     pub most_threads: usize,
+    /// How far to wall presses in, at most.
+    pub level: Level,
 }
 
 /// Why a press did not start.
@@ -93,8 +96,26 @@ impl Room {
     /// # Errors
     /// When the program cannot be started, or a template is broken.
     pub async fn start(number: usize, settings: PressSettings) -> Result<(Self, BTreeMap<String, String>), StartError> {
-        let (press, templates) = Press::start(number, &settings).await?;
-        Ok((Self { number, settings, press: Some(press), state: State::Fresh }, templates))
+        let mut settings = settings;
+        loop {
+            let failure = match Press::start(number, &settings).await {
+                Ok((press, templates)) => {
+                    return Ok((Self { number, settings, press: Some(press), state: State::Fresh }, templates));
+                }
+                Err(failure) => failure,
+            };
+            // It may have been killed for asking for a wall, or the kernel may lack it.
+            match (&failure, settings.level.lower()) {
+                (StartError::Ended(_), Some(lower)) => settings.level = lower,
+                _ => return Err(failure),
+            }
+        }
+    }
+
+    /// How far the press is walled in.
+    #[must_use]
+    pub fn level(&self) -> Level {
+        self.settings.level
     }
 
     /// The press's process id, while there is one.
@@ -185,6 +206,7 @@ impl Press {
             .arg(PRESS_ROLE)
             .arg(&settings.templates_dir)
             .arg(settings.most_threads.to_string())
+            .arg(settings.level.to_string())
             .env_clear()
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -14,6 +14,7 @@ use nix::sys::eventfd::EventFd;
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 
 use super::frames::{self, Answer, Frame, FrameReader, Header, Kind, Read};
+use super::sandbox::RunFilters;
 use crate::os;
 use crate::typeset::{self, Document, SetError, Typesetter, pool};
 
@@ -27,9 +28,9 @@ const EXIT_PANICKED: i32 = 82;
 /// The sample of the template `sample` is set first, for nothing but its effect on this
 /// process's memory: a fresh copy pays for every page that it touches first. Not if a document
 /// is waiting already.
-pub fn main(typesetter: &Typesetter, most_threads: usize, sample: Option<&str>) -> ! {
+pub fn main(typesetter: &Typesetter, most_threads: usize, filters: &RunFilters, sample: Option<&str>) -> ! {
     // Nothing may unwind into the frames copied from the press.
-    let served = panic::catch_unwind(AssertUnwindSafe(|| serve(typesetter, most_threads, sample)));
+    let served = panic::catch_unwind(AssertUnwindSafe(|| serve(typesetter, most_threads, filters, sample)));
     os::exit_now(match served {
         Ok(Ok(())) => EXIT_DONE,
         Ok(Err(error)) => {
@@ -40,11 +41,12 @@ pub fn main(typesetter: &Typesetter, most_threads: usize, sample: Option<&str>) 
     })
 }
 
-fn serve(typesetter: &Typesetter, most_threads: usize, sample: Option<&str>) -> io::Result<()> {
+fn serve(typesetter: &Typesetter, most_threads: usize, filters: &RunFilters, sample: Option<&str>) -> io::Result<()> {
     let mut requests = FrameReader::new(io::stdin());
     let answers = io::stdout();
     let done = EventFd::new()?;
     os::exit_when_out_of_memory();
+    filters.wall_in_run()?;
     if let Some(sample) = sample.and_then(|template| typesetter.sample(template)) {
         if !is_readable(&requests.pipe)? {
             warm_up(typesetter, sample)?;

@@ -5,20 +5,23 @@
 //! is served to another document.
 
 pub mod diagnostics;
+mod files;
 mod fonts;
 pub mod pool;
 mod templates;
 mod world;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use typst::foundations::{Bytes, Smart};
+use typst_kit::files::FileStore;
 use typst_kit::fonts::FontStore;
 use typst_layout::PagedDocument;
 use typst_pdf::{PdfOptions, Timestamp};
 
 use diagnostics::Diagnostic;
+use files::Files;
 use templates::Template;
 use world::DocumentWorld;
 
@@ -30,6 +33,7 @@ const SAMPLE_TIMESTAMP_MS: i64 = 1_767_225_600_000;
 /// Everything that documents have in common, loaded once: the fonts and the templates.
 pub struct Typesetter {
     fonts: FontStore,
+    packages: FileStore<Files>,
     templates: BTreeMap<String, Template>,
 }
 
@@ -62,12 +66,17 @@ pub enum SetError {
 }
 
 impl Typesetter {
-    /// Loads the fonts (embedded, and `fonts/`) and every template below `templates_dir`.
+    /// Loads the fonts (embedded, and `fonts/`), the packages and every template below
+    /// `templates_dir`. No file is opened afterwards.
     ///
     /// # Errors
     /// When the folder, a manifest or a sample cannot be read or is not what it should be.
     pub fn load(templates_dir: &Path) -> Result<Self, TemplateError> {
-        Ok(Self { fonts: fonts::load(&templates_dir.join("fonts"))?, templates: templates::load(templates_dir)? })
+        Ok(Self {
+            fonts: fonts::load(&templates_dir.join("fonts"))?,
+            packages: files::load_packages(&templates_dir.join("packages"))?,
+            templates: templates::load(templates_dir)?,
+        })
     }
 
     /// The names of the templates and the versions in their manifests.
@@ -106,7 +115,7 @@ impl Typesetter {
             tagged: template.tagged,
             ..PdfOptions::default()
         };
-        let world = DocumentWorld::new(&self.fonts, template, Bytes::new(document.data), document.timestamp_ms);
+        let world = DocumentWorld::new(self, template, Bytes::new(document.data), document.timestamp_ms);
         let compiled = typst::compile::<PagedDocument>(&world);
         let exported = compiled.output.and_then(|paged| Ok((typst_pdf::pdf(&paged, &options)?, paged.pages().len())));
         match exported {
@@ -128,9 +137,4 @@ pub fn forget_older_documents() {
 /// Forgets all that was memoized.
 pub fn forget_all_documents() {
     typst::comemo::evict(0);
-}
-
-/// Where files of the namespace and name of a package are looked for.
-fn packages_dir(templates_dir: &Path) -> PathBuf {
-    templates_dir.join("packages")
 }

@@ -8,14 +8,14 @@ use std::{fs, io};
 use serde::Deserialize;
 use typst::Library;
 use typst::LibraryExt;
-use typst::diag::{FileError, FileResult, PackageError};
-use typst::foundations::{Bytes, Dict, IntoValue};
+use typst::foundations::{Dict, IntoValue};
 use typst::syntax::package::{PackageManifest, PackageVersion};
 use typst::syntax::{FileId, RootedPath, VirtualPath, VirtualRoot};
 use typst::utils::LazyHash;
-use typst_kit::files::{FileLoader, FileStore, FsRoot};
-use typst_kit::packages::FsPackages;
+use typst_kit::files::FileStore;
 use typst_pdf::{PdfStandard, PdfStandards};
+
+use super::files::{self, Files};
 
 /// The file that a document's data are served as, at the template's root. `sys.inputs.data`
 /// holds this name.
@@ -35,7 +35,7 @@ pub struct TemplateError {
 }
 
 impl TemplateError {
-    fn new(path: &Path, problem: impl Into<String>) -> Self {
+    pub(super) fn new(path: &Path, problem: impl Into<String>) -> Self {
         Self { path: path.to_owned(), problem: problem.into(), source: None }
     }
 
@@ -44,14 +44,14 @@ impl TemplateError {
     }
 }
 
-/// A template, loaded. Its files are read when a document first asks for them, and kept.
+/// A template, loaded.
 pub(super) struct Template {
     pub name: String,
     pub version: PackageVersion,
     pub library: LazyHash<Library>,
     pub main: FileId,
     pub data: FileId,
-    pub files: FileStore<TemplateFiles>,
+    pub files: FileStore<Files>,
     pub standards: PdfStandards,
     pub tagged: bool,
     pub sample: Vec<u8>,
@@ -79,7 +79,7 @@ pub(super) fn load(dir: &Path) -> Result<BTreeMap<String, Template>, TemplateErr
         if !path.is_dir() || name.starts_with('.') || NOT_TEMPLATES.contains(&name) {
             continue;
         }
-        templates.insert(name.to_owned(), load_template(name, &path, super::packages_dir(dir))?);
+        templates.insert(name.to_owned(), load_template(name, &path)?);
     }
     if templates.is_empty() {
         return Err(TemplateError::new(dir, format!("holds no template: a folder with a {MANIFEST_FILE} is expected")));
@@ -87,7 +87,7 @@ pub(super) fn load(dir: &Path) -> Result<BTreeMap<String, Template>, TemplateErr
     Ok(templates)
 }
 
-fn load_template(name: &str, dir: &Path, packages: PathBuf) -> Result<Template, TemplateError> {
+fn load_template(name: &str, dir: &Path) -> Result<Template, TemplateError> {
     let manifest_path = dir.join(MANIFEST_FILE);
     let text = fs::read_to_string(&manifest_path).map_err(|error| TemplateError::read(&manifest_path, error))?;
     let mut manifest: PackageManifest =
@@ -112,10 +112,7 @@ fn load_template(name: &str, dir: &Path, packages: PathBuf) -> Result<Template, 
         library: LazyHash::new(library()),
         main,
         data: file_id(DATA_FILE).expect("a plain name is a path"),
-        files: FileStore::new(TemplateFiles {
-            project: FsRoot::new(dir.to_owned()),
-            packages: FsPackages::new(packages),
-        }),
+        files: files::load_project(dir)?,
         standards,
         tagged: section.tagged.unwrap_or(true),
         sample,
@@ -140,25 +137,6 @@ fn library() -> Library {
 fn file_id(path: &str) -> Option<FileId> {
     let path = VirtualPath::new(path).ok()?;
     Some(RootedPath::new(VirtualRoot::Project, path).intern())
-}
-
-/// Serves a template's own files, and those of the packages it imports.
-pub(super) struct TemplateFiles {
-    project: FsRoot,
-    packages: FsPackages,
-}
-
-impl FileLoader for TemplateFiles {
-    fn load(&self, id: FileId) -> FileResult<Bytes> {
-        match id.root() {
-            VirtualRoot::Project => self.project.load(id.vpath()),
-            VirtualRoot::Package(package) => self
-                .packages
-                .obtain(package)
-                .ok_or_else(|| FileError::Package(PackageError::NotFound(package.clone())))?
-                .load(id.vpath()),
-        }
-    }
 }
 
 impl Template {

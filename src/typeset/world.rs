@@ -4,18 +4,20 @@
 use time::OffsetDateTime;
 use typst::diag::{FileError, FileResult};
 use typst::foundations::{Bytes, Datetime, Duration};
-use typst::syntax::{FileId, Source};
+use typst::syntax::{FileId, Source, VirtualRoot};
 use typst::text::{Font, FontBook};
 use typst::utils::LazyHash;
 use typst::{Library, World};
 use typst_kit::diagnostics::DiagnosticWorld;
-use typst_kit::fonts::FontStore;
+use typst_kit::files::FileStore;
 
+use super::Typesetter;
+use super::files::Files;
 use super::templates::Template;
 
 /// The world of one document.
 pub(super) struct DocumentWorld<'a> {
-    fonts: &'a FontStore,
+    common: &'a Typesetter,
     template: &'a Template,
     /// Served beside the template's file store, which would keep it for the next document.
     data: Bytes,
@@ -23,8 +25,15 @@ pub(super) struct DocumentWorld<'a> {
 }
 
 impl<'a> DocumentWorld<'a> {
-    pub fn new(fonts: &'a FontStore, template: &'a Template, data: Bytes, timestamp_ms: Option<i64>) -> Self {
-        Self { fonts, template, data, timestamp_ms }
+    pub fn new(common: &'a Typesetter, template: &'a Template, data: Bytes, timestamp_ms: Option<i64>) -> Self {
+        Self { common, template, data, timestamp_ms }
+    }
+
+    fn store(&self, id: FileId) -> &'a FileStore<Files> {
+        match id.root() {
+            VirtualRoot::Project => &self.template.files,
+            VirtualRoot::Package(_) => &self.common.packages,
+        }
     }
 
     /// Whether this file holds the message's data.
@@ -39,7 +48,7 @@ impl World for DocumentWorld<'_> {
     }
 
     fn book(&self) -> &LazyHash<FontBook> {
-        self.fonts.book()
+        self.common.fonts.book()
     }
 
     fn main(&self) -> FileId {
@@ -48,15 +57,15 @@ impl World for DocumentWorld<'_> {
 
     fn source(&self, id: FileId) -> FileResult<Source> {
         // Data can be read, never run.
-        if self.is_data(id) { Err(FileError::NotSource) } else { self.template.files.source(id) }
+        if self.is_data(id) { Err(FileError::NotSource) } else { self.store(id).source(id) }
     }
 
     fn file(&self, id: FileId) -> FileResult<Bytes> {
-        if self.is_data(id) { Ok(self.data.clone()) } else { self.template.files.file(id) }
+        if self.is_data(id) { Ok(self.data.clone()) } else { self.store(id).file(id) }
     }
 
     fn font(&self, index: usize) -> Option<Font> {
-        self.fonts.font(index)
+        self.common.fonts.font(index)
     }
 
     fn today(&self, offset: Option<Duration>) -> Option<Datetime> {

@@ -1,0 +1,101 @@
+//! The files that documents may see, all read at init: afterwards no file is opened any more.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+
+use typst::diag::{FileError, FileResult, PackageError};
+use typst::foundations::Bytes;
+use typst::syntax::package::PackageSpec;
+use typst::syntax::{FileId, RootedPath, VirtualPath, VirtualRoot};
+use typst_kit::files::{FileLoader, FileStore};
+
+use super::templates::TemplateError;
+
+/// Files in memory. Typst's own store around it keeps what it has parsed.
+#[derive(Default)]
+pub(super) struct Files(HashMap<FileId, Bytes>);
+
+impl FileLoader for Files {
+    fn load(&self, id: FileId) -> FileResult<Bytes> {
+        self.0.get(&id).cloned().ok_or_else(|| match id.root() {
+            VirtualRoot::Project => FileError::NotFound(id.vpath().get_without_slash().into()),
+            VirtualRoot::Package(package) if self.has_package(package) => {
+                FileError::NotFound(format!("{package}/{}", id.vpath().get_without_slash()).into())
+            }
+            VirtualRoot::Package(package) => FileError::Package(PackageError::NotFound(package.clone())),
+        })
+    }
+}
+
+impl Files {
+    fn has_package(&self, package: &PackageSpec) -> bool {
+        self.0.keys().any(|id| matches!(id.root(), VirtualRoot::Package(other) if other == package))
+    }
+}
+
+/// Reads a template's own files.
+pub(super) fn load_project(dir: &Path) -> Result<FileStore<Files>, TemplateError> {
+    let mut files = Files::default();
+    read_folder(&mut files, &VirtualRoot::Project, dir, dir)?;
+    Ok(FileStore::new(files))
+}
+
+/// Reads the packages in a folder of Typst's own layout, `<namespace>/<name>/<version>/`, if there
+/// is one.
+pub(super) fn load_packages(dir: &Path) -> Result<FileStore<Files>, TemplateError> {
+    let mut files = Files::default();
+    if dir.is_dir() {
+        for namespace in entries(dir)? {
+            for name in entries(&namespace)? {
+                for version in entries(&name)? {
+                    let package = package_spec(&namespace, &name, &version)?;
+                    read_folder(&mut files, &VirtualRoot::Package(package), &version, &version)?;
+                }
+            }
+        }
+    }
+    Ok(FileStore::new(files))
+}
+
+fn package_spec(namespace: &Path, name: &Path, version: &Path) -> Result<PackageSpec, TemplateError> {
+    let part = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    format!("@{}/{}:{}", part(namespace), part(name), part(version)).parse().map_err(|error| {
+        let expected = "packages lie in <namespace>/<name>/<version>";
+        TemplateError::new(version, format!("is not a package's folder: {error}; {expected}"))
+    })
+}
+
+fn read_folder(files: &mut Files, root: &VirtualRoot, root_dir: &Path, dir: &Path) -> Result<(), TemplateError> {
+    for path in entries(dir)? {
+        if fs::canonicalize(&path)
+            .and_then(|path| Ok(path.starts_with(fs::canonicalize(root_dir)?)))
+            .is_ok_and(|is| !is)
+        {
+            return Err(TemplateError::new(&path, "is a link that leads out of its folder"));
+        }
+        if path.is_dir() {
+            read_folder(files, root, root_dir, &path)?;
+            continue;
+        }
+        let virtual_path = VirtualPath::virtualize(root_dir, &path)
+            .map_err(|error| TemplateError::new(&path, format!("cannot be named in Typst: {error}")))?;
+        let content = fs::read(&path).map_err(|error| TemplateError::read(&path, error))?;
+        files.0.insert(RootedPath::new(root.clone(), virtual_path).intern(), Bytes::new(content));
+    }
+    Ok(())
+}
+
+/// What lies in a folder, hidden entries left out, in the order of the names.
+fn entries(dir: &Path) -> Result<Vec<std::path::PathBuf>, TemplateError> {
+    let mut entries = Vec::new();
+    for entry in fs::read_dir(dir).map_err(|error| TemplateError::read(dir, error))? {
+        let path = entry.map_err(|error| TemplateError::read(dir, error))?.path();
+        let is_hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+        if !is_hidden {
+            entries.push(path);
+        }
+    }
+    entries.sort();
+    Ok(entries)
+}
