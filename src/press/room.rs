@@ -24,6 +24,9 @@ pub const PRESS_ROLE: &str = "press";
 /// How much later than a press the function takes a document's time to be over.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long the last lines of a press that has ended may take to be read.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+
 /// How to start a press.
 #[derive(Clone, Debug)]
 pub struct PressSettings {
@@ -288,13 +291,14 @@ impl Press {
     }
 
     async fn close(mut self, number: usize) {
-        drop(self.requests);
+        drop((self.requests, self.answers));
         if let Err(error) = self.process.kill().await {
             tracing::error!(press = number, %error, "a press cannot be killed and waited for");
         }
-        // Ends with the press, the only one to hold the other end.
-        if self.log.await.is_err() {
-            tracing::error!(press = number, "the task that logs what a press says has panicked");
+        // Ends with the press, if that was the only one to hold the other end.
+        if timeout(LAST_WORDS, &mut self.log).await.is_err() {
+            self.log.abort();
+            let _ = self.log.await;
         }
     }
 }
