@@ -141,11 +141,16 @@ pub fn on_threads(typesetter: &Typesetter, threads: usize, template: &str, data:
 
 /// A press of this very program, and what feeds it, without a function around.
 pub async fn room(templates_dir: &Path) -> Room {
+    room_at(templates_dir, Level::SeccompAndLandlock).await
+}
+
+/// The same, walled in so far.
+pub async fn room_at(templates_dir: &Path, level: Level) -> Room {
     let settings = PressSettings {
         program: std::env::current_exe().unwrap(),
         templates_dir: templates_dir.to_owned(),
         most_threads: cores(),
-        level: Level::SeccompAndLandlock,
+        level,
     };
     Room::start(0, settings).await.unwrap().0
 }

@@ -1,0 +1,162 @@
+//! What a bad document costs its neighbours, and what the walls around documents cost. Rounds
+//! alternate.
+
+#[path = "../tests/embedded_s3/mod.rs"]
+mod embedded_s3;
+mod support;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use embedded_s3::EmbeddedS3;
+use pressrun::config::Config;
+use pressrun::function::Function;
+use pressrun::function::deadline::Deadline;
+use pressrun::press::frames::{Answer, Cause, Header};
+use pressrun::press::room::{Outcome, Room};
+use pressrun::press::sandbox::Level;
+use serde_json::{Value, json};
+use support::{Series, bytes, cores, invoice, room, room_at, set_in, templates};
+use tokio::sync::watch;
+
+const ROUNDS: usize = 15;
+const GRANT: Duration = Duration::from_millis(500);
+
+fn main() -> std::process::ExitCode {
+    support::main(benchmark)
+}
+
+async fn benchmark() {
+    after_a_kill().await;
+    among_ten().await;
+    walls().await;
+}
+
+/// From the end of a document's time to the answer to the next, less what that takes by itself.
+async fn after_a_kill() {
+    let mut press = room(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/templates")).await;
+    let (_sender, mut threads) = watch::channel(1);
+    let letter = bytes(&json!({"to": "you"}));
+    let (mut killed, mut next, mut usual) = (Series::default(), Series::default(), Series::default());
+    for _ in 0..ROUNDS * 2 {
+        let limit = Duration::from_millis(50);
+        let header = Header {
+            template: "endless".to_owned(),
+            ident: "bench".to_owned(),
+            timestamp_ms: None,
+            threads: 1,
+            time_limit: limit,
+            memory_limit_bytes: None,
+        };
+        let began = Instant::now();
+        let outcome = press.set(&header, &bytes(&json!({"endless": true})), &mut threads).await.unwrap();
+        assert!(matches!(outcome, Outcome::Answered(Answer::RunDied { cause: Cause::TimeLimit, .. }, _)));
+        killed.add(began.elapsed().saturating_sub(limit), 1);
+        for series in [&mut next, &mut usual] {
+            let began = Instant::now();
+            set_in(&mut press, "letter", &letter, &mut threads).await;
+            series.add(began.elapsed(), 1);
+        }
+        press.end_invocation().await;
+        tokio::time::sleep(Duration::from_millis(40)).await;
+    }
+    press.close().await;
+    println!("| after a document that was killed | ms | middle half |");
+    println!("| --- | --- | --- |");
+    println!("| until the press has reaped it, forked and answered | {:.2} | {} |", killed.median(), killed.spread());
+    println!("| the next document, a letter, in the new run | {:.2} | {} |", next.median(), next.spread());
+    println!("| the one after it | {:.2} | {} |", usual.median(), usual.spread());
+}
+
+async fn among_ten() {
+    let s3 = EmbeddedS3::start(&["output"]);
+    println!("\n| ten invoices | presses | ms | with an endless one | added |");
+    println!("| --- | --- | --- | --- | --- |");
+    for workers in [1, cores()] {
+        let variables = |name: &str| match name {
+            "OUTPUT_BUCKET" => Some("output".to_owned()),
+            "TEMPLATES_DIR" => Some(bad_templates().display().to_string()),
+            "WORKERS" => Some(workers.to_string()),
+            "MAX_RENDER_MS" => Some(GRANT.as_millis().to_string()),
+            _ => None,
+        };
+        let mut function = Function::start(Config::from_variables(variables).unwrap(), s3.client()).await.unwrap();
+        let (mut ten, mut eleven) = (Series::default(), Series::default());
+        for round in 0..ROUNDS {
+            let mut messages: Vec<Value> =
+                (0..10).map(|number| json!({"template": "invoice", "data": invoice(round * 10 + number)})).collect();
+            ten.add(batch(&mut function, &messages, 0).await, 1);
+            messages.insert(0, json!({"template": "endless", "data": {"endless": true}}));
+            eleven.add(batch(&mut function, &messages, 1).await, 1);
+        }
+        function.stop().await;
+        let (ten, eleven) = (ten.median(), eleven.median());
+        println!("| MAX_RENDER_MS=500 | {workers} | {ten:.0} | {eleven:.0} | {:+.0} |", eleven - ten);
+    }
+    std::fs::remove_dir_all(bad_templates()).unwrap();
+}
+
+/// The real templates and the endless one, side by side.
+fn bad_templates() -> std::path::PathBuf {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bad-templates");
+    if !dir.exists() {
+        for from in [templates(), Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/templates")] {
+            for name in ["fonts", "invoice", "endless"].iter().filter(|name| from.join(name).is_dir()) {
+                std::fs::create_dir_all(dir.join(name)).unwrap();
+                for file in std::fs::read_dir(from.join(name)).unwrap() {
+                    let file = file.unwrap();
+                    std::fs::copy(file.path(), dir.join(name).join(file.file_name())).unwrap();
+                }
+            }
+        }
+    }
+    dir
+}
+
+async fn batch(function: &mut Function, messages: &[Value], failures: usize) -> Duration {
+    let record = |(number, message): (usize, &Value)| json!({"messageId": number.to_string(), "body": message.to_string(), "attributes": {"SentTimestamp": "1782988200000"}});
+    let event = json!({"Records": messages.iter().enumerate().map(record).collect::<Vec<_>>()});
+    let began = Instant::now();
+    let response = function.handle(event, Deadline::NONE).await.unwrap();
+    let took = began.elapsed();
+    assert_eq!(response.batch_item_failures.len(), failures);
+    tokio::time::sleep(Duration::from_millis(40)).await;
+    took
+}
+
+async fn walls() {
+    let levels = [Level::Bare, Level::Seccomp, Level::SeccompAndLandlock];
+    let mut init = levels.map(|_| Series::default());
+    let mut documents = levels.map(|_| Series::default());
+    let mut presses: Vec<Room> = Vec::new();
+    for level in levels {
+        presses.push(room_at(&templates(), level).await);
+    }
+    let (_sender, mut threads) = watch::channel(1);
+    let mut invoices = (0..).map(|number| bytes(&invoice(number)));
+    for _ in 0..ROUNDS {
+        for (index, level) in levels.into_iter().enumerate() {
+            let began = Instant::now();
+            let mut press = room_at(&templates(), level).await;
+            init[index].add(began.elapsed(), 1);
+            press.close().await;
+            let batch: Vec<_> = invoices.by_ref().take(10).collect();
+            let began = Instant::now();
+            for invoice in &batch {
+                set_in(&mut presses[index], "invoice", invoice, &mut threads).await;
+            }
+            presses[index].end_invocation().await;
+            documents[index].add(began.elapsed(), 10);
+            tokio::time::sleep(Duration::from_millis(40)).await;
+        }
+    }
+    for press in &mut presses {
+        press.close().await;
+    }
+    println!("\n| walls | a press, from start to warm, ms | an invoice in a run of ten, ms | to bare |");
+    println!("| --- | --- | --- | --- |");
+    for (index, level) in levels.into_iter().enumerate() {
+        let ratio = documents[index].ratio_to(&documents[0]);
+        println!("| {level} | {:.1} | {:.2} | {ratio:.2} |", init[index].median(), documents[index].median());
+    }
+}
