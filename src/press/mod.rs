@@ -1,11 +1,12 @@
 //! Presses and runs: the processes in which documents are set.
 //!
 //! [`room`] is the function's end: it starts a press, feeds it and replaces it. [`parent`] is the
-//! press, [`run`] the copy of it that sets one invocation's documents; both are this same program
-//! in other roles. [`frames`] is what travels between the three, [`sandbox`] what
-//! walls the last two in. Imports [`crate::typeset`] and
+//! press, with [`child`] as its hold on a run; [`run`] is the copy of it that sets one
+//! invocation's documents. Both are this same program in other roles. [`frames`] is what travels
+//! between the three, [`sandbox`] what walls the last two in. Imports [`crate::typeset`] and
 //! [`crate::os`] only. Must never be true: that a press has a second thread, or sets a document.
 
+mod child;
 pub mod frames;
 pub mod parent;
 pub mod room;

@@ -5,29 +5,20 @@
 //! document. When it cannot keep the function's pipe in order it exits, and the function starts
 //! another.
 
-use std::fs::File;
-use std::io::{self, Read as _, Seek, SeekFrom};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::prctl;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::{self, ForkResult, Pid};
+use nix::poll::{PollFd, PollFlags};
+use nix::sys::signal::Signal;
 
-use super::frames::{self, Answer, Cause, Frame, FrameReader, Header, Kind, Read, Readiness, RunEnd};
-use super::run;
+use super::child::{Run, poll_until};
+use super::frames::{self, Answer, Cause, Frame, FrameReader, Header, Kind, Read, Readiness};
 use super::sandbox::{self, Level, RunFilters};
 use crate::os::{self, End, ThreadCount};
 use crate::typeset::{SetError, Typesetter, pool};
-
-/// More of what a run wrote to stderr does not travel.
-const MOST_STDERR_BYTES: u64 = 4096;
 
 /// Is a press until the function closes stdin.
 pub fn main(templates_dir: &Path, most_threads: usize, level: Level) -> ExitCode {
@@ -82,18 +73,6 @@ struct Press {
     last_template: String,
 }
 
-/// The run that is waiting or working, as its press sees it.
-struct Run {
-    pid: Pid,
-    /// Does not block: a run that stops reading must not stop its press.
-    requests: OwnedFd,
-    /// Does not block either.
-    answers: FrameReader<OwnedFd>,
-    stderr: File,
-    /// Until it says that it is warm: a document would have to wait.
-    is_warming: bool,
-}
-
 /// Why relaying a document stopped before its verdict.
 enum Stop {
     /// The run is gone, or says what makes no sense.
@@ -114,8 +93,7 @@ impl Press {
         let mut run = Run::fork(&typesetter, most_threads, &filters, &mut threads, Some(&last_template))?;
         // Proves that a document can be set within these walls.
         if !run.becomes_warm()? {
-            let ended = run.kill()?;
-            let end = describe(&ended, &run.stderr_text());
+            let (_, end) = run.kill()?;
             return Err(io::Error::other(format!("the first run {}. {}", end.how, end.stderr.trim_end())));
         }
         let answers = io::stdout();
@@ -148,8 +126,7 @@ impl Press {
             }
             let (function_is_ready, run_is_ready) = wait_for_both(&self.function.pipe, &self.run.answers.pipe)?;
             if run_is_ready && !self.run.becomes_warm()? {
-                let ended = self.run.kill()?;
-                let end = describe(&ended, &self.run.stderr_text());
+                let (_, end) = self.run.kill()?;
                 eprintln!("press: a waiting run {}. {}", end.how, end.stderr.trim_end());
                 self.fork_run(None)?;
             }
@@ -178,11 +155,10 @@ impl Press {
             Ok(()) => Ok(()),
             Err(Stop::Abandoned) => self.end_invocation(),
             Err(stop @ (Stop::Run | Stop::TimeIsOver)) => {
-                let ended = self.run.kill()?;
-                let end = describe(&ended, &self.run.stderr_text());
+                let (how, end) = self.run.kill()?;
                 let cause = match stop {
                     Stop::TimeIsOver => Cause::TimeLimit,
-                    _ => cause(ended.how, time.is_some(), &end.stderr),
+                    _ => cause(how, time.is_some(), &end.stderr),
                 };
                 let answer = Answer::RunDied { end, cause };
                 // First the run, so that it is there when the function hears of this.
@@ -261,8 +237,7 @@ impl Press {
 
     /// Ends the run, waits for it, and forks the next one ahead of the next invocation.
     fn end_invocation(&mut self) -> io::Result<()> {
-        let ended = self.run.kill()?;
-        let end = describe(&ended, &self.run.stderr_text());
+        let (_, end) = self.run.kill()?;
         let sample = self.last_template.clone();
         self.fork_run(Some(&sample))?;
         frames::write(&self.answers, Frame::json(Kind::InvocationEnded, &end))
@@ -272,110 +247,6 @@ impl Press {
         self.run = Run::fork(&self.typesetter, self.most_threads, &self.filters, &mut self.threads, sample)?;
         Ok(())
     }
-}
-
-impl Run {
-    fn fork(
-        typesetter: &Typesetter,
-        most_threads: usize,
-        filters: &RunFilters,
-        threads: &mut ThreadCount,
-        sample: Option<&str>,
-    ) -> io::Result<Self> {
-        let (requests_end, requests) = unistd::pipe2(OFlag::O_CLOEXEC)?;
-        let (answers, answers_end) = unistd::pipe2(OFlag::O_CLOEXEC)?;
-        let stderr = File::from(memfd_create("run-stderr", MFdFlags::MFD_CLOEXEC)?);
-        let press = unistd::getpid();
-        match os::fork(threads)? {
-            ForkResult::Child => {
-                if let Err(error) = become_run(press, &requests_end, &answers_end, &stderr) {
-                    eprintln!("run: {error}");
-                    os::exit_now(1);
-                }
-                run::main(typesetter, most_threads, filters, sample)
-            }
-            ForkResult::Parent { child } => {
-                set_non_blocking(&requests)?;
-                set_non_blocking(&answers)?;
-                Ok(Self {
-                    pid: child,
-                    requests,
-                    answers: FrameReader::new(answers),
-                    stderr,
-                    is_warming: sample.is_some(),
-                })
-            }
-        }
-    }
-
-    /// Writes a frame to the run. `false` when the run is gone.
-    fn send(&self, frame: Frame) -> io::Result<bool> {
-        let bytes = frames::encoded(frame)?;
-        let mut rest = &bytes[..];
-        while !rest.is_empty() {
-            match unistd::write(&self.requests, rest) {
-                Ok(written) => rest = &rest[written..],
-                Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => {
-                    let mut file = [PollFd::new(self.requests.as_fd(), PollFlags::POLLOUT)];
-                    poll_until(&mut file, None)?;
-                }
-                Err(Errno::EPIPE) => return Ok(false),
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(true)
-    }
-
-    /// Reads what a waiting run says: that it is warm, once. `false` when it is gone, or says
-    /// anything else.
-    fn becomes_warm(&mut self) -> io::Result<bool> {
-        let mut file = [PollFd::new(self.answers.pipe.as_fd(), PollFlags::POLLIN)];
-        poll_until(&mut file, None)?;
-        if self.answers.read()? == Read::End {
-            return Ok(false);
-        }
-        let said = self.answers.buffered();
-        let is_warm = matches!(&said, Ok(Some(frame)) if frame.kind == Kind::Warm) && self.is_warming;
-        self.is_warming &= !is_warm;
-        Ok(is_warm)
-    }
-
-    /// Kills the run if it is still there, and waits for it. One that had ended by itself keeps
-    /// the end it made.
-    fn kill(&self) -> io::Result<os::Ended> {
-        kill(self.pid, Signal::SIGKILL)?;
-        os::wait(self.pid)
-    }
-
-    /// What the run has written to stderr, the first of it.
-    fn stderr_text(&mut self) -> String {
-        let mut text = Vec::new();
-        let read = self
-            .stderr
-            .seek(SeekFrom::Start(0))
-            .and_then(|_| (&mut self.stderr).take(MOST_STDERR_BYTES).read_to_end(&mut text));
-        match read {
-            Ok(_) => String::from_utf8_lossy(&text).into_owned(),
-            Err(error) => format!("(cannot be read: {error})"),
-        }
-    }
-}
-
-/// Makes of the copy of a press a run: three files, and no life beyond its press.
-fn become_run(press: Pid, requests: &OwnedFd, answers: &OwnedFd, stderr: &File) -> io::Result<()> {
-    unistd::dup2_stdin(requests)?;
-    unistd::dup2_stdout(answers)?;
-    unistd::dup2_stderr(stderr)?;
-    os::close_files_from(3)?;
-    prctl::set_pdeathsig(Signal::SIGKILL)?;
-    // The press may have died before this was set.
-    if unistd::getppid() == press { Ok(()) } else { Err(io::Error::other("the press is gone")) }
-}
-
-fn set_non_blocking(pipe: &OwnedFd) -> io::Result<()> {
-    fcntl(pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-    Ok(())
 }
 
 /// Waits until there is something to read, or an end, on either.
@@ -388,29 +259,6 @@ fn wait_for_both_until(one: &impl AsFd, other: &impl AsFd, end: Option<Instant>)
     let mut files = [PollFd::new(one.as_fd(), PollFlags::POLLIN), PollFd::new(other.as_fd(), PollFlags::POLLIN)];
     poll_until(&mut files, end)?;
     Ok((files[0].any() == Some(true), files[1].any() == Some(true)))
-}
-
-fn poll_until(files: &mut [PollFd], end: Option<Instant>) -> io::Result<()> {
-    loop {
-        // Rounded up: with what is left of a millisecond it would poll without waiting.
-        let timeout = end.map_or(PollTimeout::NONE, |end| {
-            let left = end.saturating_duration_since(Instant::now()) + Duration::from_micros(999);
-            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
-        });
-        match poll(files, timeout) {
-            Ok(_) => return Ok(()),
-            Err(Errno::EINTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
-fn describe(ended: &os::Ended, stderr: &str) -> RunEnd {
-    let how = match ended.how {
-        End::Exited(code) => format!("exited with code {code}"),
-        End::Killed(signal) => format!("was killed by {signal}"),
-    };
-    RunEnd { how, peak_memory_bytes: ended.peak_memory_bytes, cpu_time: ended.cpu_time, stderr: stderr.to_owned() }
 }
 
 /// A document is blamed only for what a document can do. A SIGKILL came from outside or from

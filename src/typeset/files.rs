@@ -10,7 +10,7 @@ use typst::syntax::package::PackageSpec;
 use typst::syntax::{FileId, RootedPath, VirtualPath, VirtualRoot};
 use typst_kit::files::{FileLoader, FileStore};
 
-use super::templates::TemplateError;
+use super::template_error::TemplateError;
 
 /// Files in memory. Typst's own store around it keeps what it has parsed.
 #[derive(Default)]

@@ -8,7 +8,7 @@ use typst::foundations::Bytes;
 use typst::text::Font;
 use typst_kit::fonts::FontStore;
 
-use super::templates::TemplateError;
+use super::template_error::TemplateError;
 
 /// Loads the embedded fonts and every `.ttf`, `.otf`, `.ttc` and `.otc` file below `dir`, if it exists.
 pub(super) fn load(dir: &Path) -> Result<FontStore, TemplateError> {

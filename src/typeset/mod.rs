@@ -8,6 +8,7 @@ pub mod diagnostics;
 mod files;
 mod fonts;
 pub mod pool;
+mod template_error;
 mod templates;
 mod world;
 
@@ -25,7 +26,7 @@ use files::Files;
 use templates::Template;
 use world::DocumentWorld;
 
-pub use templates::TemplateError;
+pub use template_error::TemplateError;
 
 /// The message timestamp that samples are set with: 1 January 2026, in milliseconds.
 const SAMPLE_TIMESTAMP_MS: i64 = 1_767_225_600_000;

@@ -1,9 +1,8 @@
 //! A template: a folder that is an ordinary Typst project, described by its `typst.toml`.
 
 use std::collections::BTreeMap;
-use std::error::Error;
-use std::path::{Path, PathBuf};
-use std::{fs, io};
+use std::fs;
+use std::path::Path;
 
 use serde::Deserialize;
 use typst::Library;
@@ -16,6 +15,7 @@ use typst_kit::files::FileStore;
 use typst_pdf::{PdfStandard, PdfStandards};
 
 use super::files::{self, Files};
+use super::template_error::TemplateError;
 
 /// The file that a document's data are served as, at the template's root. `sys.inputs.data`
 /// holds this name.
@@ -24,25 +24,6 @@ const MANIFEST_FILE: &str = "typst.toml";
 const SAMPLE_FILE: &str = "sample.json";
 /// Folders beside the templates that are not templates.
 const NOT_TEMPLATES: [&str; 2] = ["fonts", "packages"];
-
-/// What stands in the way of using a template. Found at init, so at deploy.
-#[derive(Debug, thiserror::Error)]
-#[error("{}: {problem}", path.display())]
-pub struct TemplateError {
-    path: PathBuf,
-    problem: String,
-    source: Option<Box<dyn Error + Send + Sync>>,
-}
-
-impl TemplateError {
-    pub(super) fn new(path: &Path, problem: impl Into<String>) -> Self {
-        Self { path: path.to_owned(), problem: problem.into(), source: None }
-    }
-
-    pub(super) fn read(path: &Path, error: io::Error) -> Self {
-        Self { path: path.to_owned(), problem: format!("cannot be read: {error}"), source: Some(error.into()) }
-    }
-}
 
 /// A template, loaded.
 pub(super) struct Template {

@@ -1,0 +1,24 @@
+//! What stands in the way of using a template, its fonts or its packages.
+
+use std::error::Error;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// What stands in the way of using a template. Found at init, so at deploy.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {problem}", path.display())]
+pub struct TemplateError {
+    path: PathBuf,
+    problem: String,
+    source: Option<Box<dyn Error + Send + Sync>>,
+}
+
+impl TemplateError {
+    pub(super) fn new(path: &Path, problem: impl Into<String>) -> Self {
+        Self { path: path.to_owned(), problem: problem.into(), source: None }
+    }
+
+    pub(super) fn read(path: &Path, error: io::Error) -> Self {
+        Self { path: path.to_owned(), problem: format!("cannot be read: {error}"), source: Some(error.into()) }
+    }
+}
