@@ -5,12 +5,13 @@ mod support;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use pressrun::config::Config;
 use pressrun::function::deadline::Deadline;
 use pressrun::function::records;
 use pressrun::function::verdict::{ErrorCode, Verdict};
 use serde_json::{Value, json};
 use support::processes::{children, is_alive, run_of, signal, until, until_run_waits, until_run_works};
-use support::{Stage, letter, record, run};
+use support::{Stage, config, letter, record, run};
 
 fn endless(id: &str) -> Value {
     record(id, "endless", json!({"endless": true}))
@@ -168,6 +169,26 @@ fn a_press_killed_in_the_middle_of_a_frame_is_nobodys_fault() {
         };
         let (failed, ()) = tokio::join!(stage.handle(vec![large("a"), letter("b")]), killing);
         assert_eq!(failed, [""; 0]);
+    });
+}
+
+#[test]
+fn a_press_that_hangs_is_killed_and_replaced() {
+    run(async {
+        let granted = Config { most_render_time: Some(Duration::from_millis(100)), ..config(1) };
+        let mut stage = Stage::with(granted).await;
+        let press = stage.function.press_ids().next().unwrap();
+        signal(press, Signal::SIGSTOP);
+        assert_eq!(stage.handle(vec![large("a"), letter("b")]).await, [""; 0]);
+        assert!(!is_alive(press));
+        // And one that hangs when it is to end its run.
+        let press = stage.function.press_ids().next().unwrap();
+        let (failed, ()) = tokio::join!(stage.handle(vec![letter("c"), endless("d")]), async {
+            until_run_works(press).await;
+            signal(press, Signal::SIGSTOP);
+        });
+        assert_eq!(failed, ["d"]);
+        assert!(!is_alive(press));
     });
 }
 

@@ -24,6 +24,10 @@ pub const PRESS_ROLE: &str = "press";
 /// How much later than a press the function takes a document's time to be over.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long a press may take to load and to set its samples. Lambda waits 10 s at init; where
+/// nobody else does, a sample that never ends is to be an error.
+const INIT_PATIENCE: Duration = Duration::from_mins(1);
+
 /// How long the last lines of a press that has ended may take to be read.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
@@ -149,7 +153,8 @@ impl Room {
             none => none.insert(Press::start(self.number, &self.settings).await?.0),
         };
         self.state = State::Busy;
-        match press.set(header, data, threads).await {
+        // The press keeps the time. This is for one that does not.
+        match in_time(header.time_limit + PATIENCE, press.set(header, data, threads)).await {
             Ok((answer, pdf)) => {
                 let has_new_run = matches!(answer, Answer::RunDied { .. });
                 self.state = if has_new_run { State::Fresh } else { State::Used };
@@ -168,7 +173,7 @@ impl Room {
         if let Some(press) = &mut self.press
             && self.state != State::Fresh
         {
-            match press.end_invocation().await {
+            match in_time(PATIENCE, press.end_invocation()).await {
                 Ok(run) => self.log_run(&run),
                 Err(error) => {
                     tracing::warn!(press = self.number, %error, "a press could not end its invocation");
@@ -226,7 +231,8 @@ impl Press {
             answers: FramedRead::new(answers, FrameCodec::default()),
             log: tokio::spawn(log_stderr(number, stderr)),
         };
-        let readiness = press.next_frame().await.and_then(|frame| expect(&frame, Kind::Ready)?.parse());
+        let readiness =
+            in_time(INIT_PATIENCE, press.next_frame()).await.and_then(|frame| expect(&frame, Kind::Ready)?.parse());
         match readiness {
             Ok(Readiness::Warm { templates }) => Ok((press, templates)),
             Ok(Readiness::Broken { reason }) => {
@@ -251,12 +257,7 @@ impl Press {
             self.requests.feed(chunk).await?;
         }
         self.requests.send(Frame::empty(Kind::Set)).await?;
-        let answer = self.answer(threads);
-        // The press keeps the time. This is for one that does not.
-        timeout(header.time_limit + PATIENCE, answer).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-    }
 
-    async fn answer(&mut self, threads: &mut watch::Receiver<usize>) -> io::Result<(Answer, Bytes)> {
         let mut pdf = BytesMut::new();
         loop {
             let frame = tokio::select! {
@@ -301,6 +302,10 @@ impl Press {
             let _ = self.log.await;
         }
     }
+}
+
+async fn in_time<T>(limit: Duration, future: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    timeout(limit, future).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 fn expect(frame: &Frame, kind: Kind) -> io::Result<&Frame> {
