@@ -10,15 +10,11 @@ use pressrun::function::deadline::Deadline;
 use pressrun::function::records;
 use pressrun::function::verdict::{ErrorCode, Failure, Verdict};
 use serde_json::{Value, json};
-use support::processes::{children, resident_bytes};
+use support::processes::resident_bytes;
 use support::{Stage, config, letter, record, run};
 
 fn endless(id: &str) -> Value {
     record(id, "endless", json!({"endless": true}))
-}
-
-fn eater(id: &str) -> Value {
-    record(id, "greedy", json!({"megabytes": null}))
 }
 
 fn in_seconds(seconds: u64) -> Deadline {
@@ -69,29 +65,6 @@ fn assert_only_these_failed(verdicts: &[(String, Verdict)], code: ErrorCode, bad
 }
 
 #[test]
-fn endless_documents_are_ended_for_good_and_the_others_stored() {
-    run(async {
-        for workers in [1, 2] {
-            let granted = Config { most_render_time: Some(Duration::from_millis(300)), ..config(workers) };
-            let mut stage = Stage::with(granted).await;
-            for bad in [&["x"][..], &["x", "y", "z"]] {
-                let batch = among_nine_letters(bad.iter().map(|id| endless(id)).collect());
-                let verdicts = verdicts(&mut stage, batch, in_seconds(60)).await;
-                assert_only_these_failed(&verdicts, ErrorCode::TimeLimit, bad);
-                let message = &failure_of(&verdicts, "x").message;
-                assert!(message.starts_with("setting the document was ended after 300 ms ("), "{message}");
-            }
-            let only_bad = vec![endless("x"), endless("y")];
-            assert_only_these_failed(
-                &verdicts(&mut stage, only_bad, in_seconds(60)).await,
-                ErrorCode::TimeLimit,
-                &["x", "y"],
-            );
-        }
-    });
-}
-
-#[test]
 fn a_batch_gets_through_however_many_documents_never_end() {
     run(async {
         let mut stage = Stage::with_presses(1).await;
@@ -104,26 +77,6 @@ fn a_batch_gets_through_however_many_documents_never_end() {
             assert!(slow.into_iter().all(|code| code == ErrorCode::DeadlineReached || code == ErrorCode::TimeLimit));
             let last = if place == 4 { "3" } else { "2" };
             assert!(failure_of(&verdicts, last).code == ErrorCode::DeadlineReached, "short of its grant: no fault");
-        }
-    });
-}
-
-#[test]
-fn a_memory_eater_fails_alone_with_what_it_had() {
-    run(async {
-        for workers in [1, 2] {
-            let mut stage = stage_with_memory(workers, 300).await;
-            for bad in [&["x"][..], &["x", "y", "z"]] {
-                let batch = among_nine_letters(bad.iter().map(|id| eater(id)).collect());
-                let verdicts = verdicts(&mut stage, batch, in_seconds(60)).await;
-                assert_only_these_failed(&verdicts, ErrorCode::MemoryLimit, bad);
-                let message = &failure_of(&verdicts, "x").message;
-                assert!(message.starts_with("the document did not fit into "), "{message}");
-                assert!(message.contains("bytes more were wanted"), "{message}");
-            }
-            for press in stage.function.press_ids() {
-                assert_eq!(children(press).len(), 1);
-            }
         }
     });
 }

@@ -305,7 +305,7 @@ async fn read_pointer(storage: &Storage, pointer: &Pointer) -> Result<String, Ve
 
 fn log_last_words(message_id: &str, answer: &Answer) {
     if let Answer::RunDied { end, .. } = answer {
-        for line in end.stderr.lines() {
+        for line in end.stderr.lines().filter(|line| !line.trim().is_empty()) {
             tracing::warn!(message_id, "its run said: {line}");
         }
     }

@@ -120,7 +120,7 @@ impl Failure {
             cpu_time.as_millis(),
             peak_memory_bytes / 1_000_000
         );
-        if let Some(line) = stderr.lines().next() {
+        if let Some(line) = stderr.lines().find(|line| !line.trim().is_empty()) {
             message = format!("{message}; it said: {line}");
         }
         Self::new(code, message)

@@ -1,0 +1,131 @@
+//! No document can harm its neighbours: whatever a bad one does, it fails alone with the reason,
+//! the good ones are stored in the same invocation, nothing is left, and the next one is as before.
+
+mod support;
+
+use std::time::Duration;
+
+use pressrun::config::Config;
+use pressrun::function::deadline::Deadline;
+use pressrun::function::records;
+use pressrun::function::verdict::{ErrorCode, Verdict};
+use serde_json::{Value, json};
+use support::processes::{children, resident_bytes, threads};
+use support::{Stage, config, letter, record, run};
+
+/// Ways to be bad: a template, its data, the error code and a part of the reason.
+struct Bad {
+    template: &'static str,
+    data: Value,
+    code: ErrorCode,
+    reason: &'static str,
+}
+
+fn ways_to_be_bad() -> [Bad; 5] {
+    [
+        Bad {
+            template: "broken-at-line-3",
+            data: json!({"broken": true}),
+            code: ErrorCode::TypstError,
+            reason: "broken-at-line-3/main.typ:3:19: error: unknown variable: nme",
+        },
+        Bad {
+            template: "panic",
+            data: json!({"rows": i64::MAX}),
+            code: ErrorCode::TypstPanicked,
+            reason: "Typst panicked, which is a bug of Typst's that these data bring out: capacity overflow",
+        },
+        Bad {
+            template: "overflow",
+            data: json!({"depth": 300_000}),
+            code: ErrorCode::RunKilled,
+            reason: "has overflowed its stack",
+        },
+        Bad {
+            template: "greedy",
+            data: json!({"megabytes": null}),
+            code: ErrorCode::MemoryLimit,
+            reason: "bytes more were wanted",
+        },
+        Bad {
+            template: "endless",
+            data: json!({"endless": true}),
+            code: ErrorCode::TimeLimit,
+            reason: "was ended after 1000 ms",
+        },
+    ]
+}
+
+/// Long enough for a memory eater to have had its fill, on a slow machine too.
+const GRANT: Duration = Duration::from_secs(1);
+
+async fn stage(workers: usize) -> Stage {
+    let probe = Stage::with_presses(workers).await;
+    let needed: u64 = probe.function.press_ids().chain([std::process::id()]).map(resident_bytes).sum();
+    drop(probe);
+    let config = Config {
+        most_render_time: Some(GRANT),
+        memory_bytes: Some(needed * 3 / 2 + 150_000_000 * workers as u64),
+        ..config(workers)
+    };
+    Stage::with(config).await
+}
+
+/// A batch of so many bad ones, spread among so many good ones.
+fn batch(bad: &Bad, bad_ones: usize, good_ones: usize) -> Vec<Value> {
+    let mut records: Vec<Value> = (0..good_ones).map(|number| letter(&format!("good-{number}"))).collect();
+    for number in 0..bad_ones {
+        let place = (number * 3 + 1).min(records.len());
+        records.insert(place, record(&format!("bad-{number}"), bad.template, bad.data.clone()));
+    }
+    records
+}
+
+/// Every good one is stored and every bad one fails for good with its reason.
+async fn assert_only_the_bad_fail(stage: &mut Stage, bad: &Bad, records: Vec<Value>) {
+    stage.s3.clear(support::OUTPUT);
+    let records = records::parse(json!({"Records": records})).unwrap();
+    for (record, verdict) in stage.function.set_batch(records, Deadline::NONE).await {
+        let id = record.message_id;
+        match verdict {
+            Verdict::Stored(_) => assert!(id.starts_with("good") && stage.pdf("letter", &id).is_some(), "{id}"),
+            Verdict::PermanentFailure(failure) => {
+                assert!(id.starts_with("bad"), "{id}: {failure:?}");
+                assert_eq!(failure.code, bad.code, "{failure:?}");
+                assert!(failure.message.contains(bad.reason), "{}", failure.message);
+            }
+            Verdict::TransientFailure(failure) => panic!("{id}: {failure:?}"),
+        }
+    }
+    for press in stage.function.press_ids() {
+        assert_eq!((threads(press).len(), children(press).len()), (1, 1), "one thread, one run");
+    }
+}
+
+#[test]
+fn a_bad_document_fails_alone_whatever_it_does() {
+    run(async {
+        for workers in [1, 2] {
+            let mut stage = stage(workers).await;
+            let presses: Vec<u32> = stage.function.press_ids().collect();
+            for bad in ways_to_be_bad() {
+                for (bad_ones, good_ones) in [(1, 0), (1, 9), (3, 7), (3, 0)] {
+                    assert_only_the_bad_fail(&mut stage, &bad, batch(&bad, bad_ones, good_ones)).await;
+                    assert_only_the_bad_fail(&mut stage, &bad, batch(&bad, 0, 3)).await;
+                }
+            }
+            assert_eq!(presses, stage.function.press_ids().collect::<Vec<_>>(), "no press had to be replaced");
+        }
+    });
+}
+
+#[test]
+fn a_bad_document_in_each_of_twenty_batches_is_borne() {
+    run(async {
+        let mut stage = stage(2).await;
+        for round in 0..20 {
+            let bad = &ways_to_be_bad()[round % 5];
+            assert_only_the_bad_fail(&mut stage, bad, batch(bad, 1, 9)).await;
+        }
+    });
+}
