@@ -10,7 +10,7 @@ use pressrun::function::deadline::Deadline;
 use pressrun::function::records;
 use pressrun::function::verdict::{ErrorCode, Verdict};
 use serde_json::{Value, json};
-use support::processes::{children, resident_bytes, threads};
+use support::processes::{Holdings, children, holdings, resident_bytes, threads};
 use support::{Stage, config, letter, record, run};
 
 /// Ways to be bad: a template, its data, the error code and a part of the reason.
@@ -107,12 +107,15 @@ fn a_bad_document_fails_alone_whatever_it_does() {
     run(async {
         for (workers, bad) in [1, 2].into_iter().flat_map(|workers| ways_to_be_bad().map(|bad| (workers, bad))) {
             let mut stage = stage(workers, &bad).await;
-            let presses: Vec<u32> = stage.function.press_ids().collect();
+            let presses: Vec<(u32, Holdings)> =
+                stage.function.press_ids().map(|press| (press, holdings(press))).collect();
             for (bad_ones, good_ones) in [(1, 0), (1, 9), (3, 7), (3, 0)] {
                 assert_only_the_bad_fail(&mut stage, &bad, batch(&bad, bad_ones, good_ones)).await;
                 assert_only_the_bad_fail(&mut stage, &bad, batch(&bad, 0, 3)).await;
             }
-            assert_eq!(presses, stage.function.press_ids().collect::<Vec<_>>(), "no press had to be replaced");
+            for (press, before) in presses {
+                assert_eq!(holdings(press), before, "the same press, holding the same");
+            }
         }
     });
 }
