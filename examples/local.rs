@@ -23,14 +23,15 @@ use pressrun::function::deadline::Deadline;
 use pressrun::function::records::{self, Record};
 use pressrun::function::verdict::Verdict;
 use pressrun::function::{Function, RecordVerdict};
+use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
 const USAGE: &str = "\
 usage: local EVENT.json ...                      SQS events, as in events/
        local --template NAME DATA.json ...       one document a data file
 
-The PDFs are left in out/. WORKERS, TEMPLATES_DIR and the other variables of the
-function work here too.";
+The PDFs are left in out/. TEMPLATES_DIR, WORKERS, MEMORY_MB, MAX_RENDER_MS (here
+30000 unless set) and OUTPUT_PREFIX work as in the function.";
 
 const OUTPUT_BUCKET: &str = "local-output";
 const INPUT_BUCKET: &str = "local-input";
@@ -58,11 +59,14 @@ async fn run() -> Result<ExitCode, Box<dyn Error>> {
         env::var(name).ok().or_else(|| match name {
             "OUTPUT_BUCKET" => Some(OUTPUT_BUCKET.to_owned()),
             "INPUT_BUCKET" => Some(INPUT_BUCKET.to_owned()),
+            // Half of the time that template.yaml gives an invocation.
+            "MAX_RENDER_MS" => Some("30000".to_owned()),
             _ => None,
         })
     })?;
     let output_bucket = config.output_bucket.clone();
     let input_bucket = config.input_bucket.clone().unwrap_or_default();
+    fs::create_dir_all(OUTPUT_FOLDER).map_err(|error| format!("{OUTPUT_FOLDER}: {error}"))?;
     let s3 = EmbeddedS3::start(&[&output_bucket, &input_bucket]);
     let began = Instant::now();
     let mut function = Function::start(config, s3.client()).await?;
@@ -113,6 +117,7 @@ fn event_file(file: &Path) -> Result<Vec<Record>, Box<dyn Error>> {
 fn data_file(template: &str, file: &Path) -> Result<Record, Box<dyn Error>> {
     let name = file.file_stem().and_then(|stem| stem.to_str()).ok_or("a data file's name is UTF-8")?;
     let data = read(file)?;
+    serde_json::from_str::<IgnoredAny>(&data).map_err(|error| format!("{}: {error}", file.display()))?;
     let key = serde_json::to_string(&format!("{template}/{name}.pdf"))?;
     Ok(Record {
         message_id: file.display().to_string(),
@@ -153,8 +158,12 @@ fn print_verdict((record, verdict): &RecordVerdict) {
             let kind = if matches!(verdict, Verdict::PermanentFailure(_)) { "permanent" } else { "transient" };
             println!("failed     {template:<12} {kind}, {}: message {}", failure.code, record.message_id);
             match &failure.diagnostics[..] {
-                [] => eprintln!("error: {}", failure.message),
-                diagnostics => diagnostics.iter().for_each(|diagnostic| eprintln!("{}", diagnostic.text)),
+                [] => eprintln!("{}: error: {}", record.message_id, failure.message),
+                diagnostics => {
+                    for diagnostic in diagnostics {
+                        eprintln!("{}: {}", record.message_id, diagnostic.text);
+                    }
+                }
             }
         }
     }
@@ -171,8 +180,10 @@ fn template_of(record: &Record) -> String {
 fn collect(s3: &EmbeddedS3, bucket: &str) -> Result<(), Box<dyn Error>> {
     for key in s3.keys(bucket) {
         let path: PathBuf = Path::new(OUTPUT_FOLDER).join(&key);
-        fs::create_dir_all(path.parent().unwrap_or(Path::new(OUTPUT_FOLDER)))?;
-        fs::write(&path, s3.object(bucket, &key).map(|object| object.body).unwrap_or_default())?;
+        let body = s3.object(bucket, &key).map(|object| object.body).unwrap_or_default();
+        fs::create_dir_all(path.parent().unwrap_or(Path::new(OUTPUT_FOLDER)))
+            .and_then(|()| fs::write(&path, body))
+            .map_err(|error| format!("{}: {error}", path.display()))?;
     }
     s3.clear(bucket);
     Ok(())

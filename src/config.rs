@@ -12,6 +12,8 @@ use crate::job;
 /// A vCPU's worth of memory, in MB.
 /// Source: <https://docs.aws.amazon.com/lambda/latest/dg/configuration-memory.html>.
 const MEMORY_MB_PER_VCPU: u64 = 1769;
+/// Ten times what the largest function has use for.
+const MOST_WORKERS: usize = 64;
 const DEFAULT_MOST_DATA_BYTES: usize = 16 * 1024 * 1024;
 const DEFAULT_DEADLINE_MARGIN: Duration = Duration::from_secs(1);
 
@@ -82,7 +84,7 @@ impl Config {
             output_prefix: output_prefix(&variable)?,
             input_bucket: variable("INPUT_BUCKET"),
             templates_dir: templates_dir(&variable)?,
-            workers: number(&variable, "WORKERS", "a whole number from 1 on")?.unwrap_or(cores),
+            workers: workers(&variable)?.unwrap_or(cores),
             cores,
             most_data_bytes: number(&variable, "MAX_DATA_BYTES", "a whole number of bytes from 1 on")?
                 .unwrap_or(DEFAULT_MOST_DATA_BYTES),
@@ -108,6 +110,21 @@ fn number<T: FromStr + PartialOrd + From<u8>>(
         Ok(number) if number >= T::from(1) => Ok(Some(number)),
         _ => Err(ConfigError { name, problem: format!("is {value:?}"), takes }),
     }
+}
+
+fn workers(variable: &impl Fn(&'static str) -> Option<String>) -> Result<Option<usize>, ConfigError> {
+    let takes = "a whole number from 1 to 64";
+    match number(variable, "WORKERS", takes)? {
+        Some(workers) if workers > MOST_WORKERS => {
+            Err(ConfigError { name: "WORKERS", problem: format!("is {workers}"), takes })
+        }
+        workers => Ok(workers),
+    }
+}
+
+/// Whether this process was started by Lambda, or by what stands in for it.
+pub fn is_in_lambda() -> bool {
+    env::var_os("AWS_LAMBDA_RUNTIME_API").is_some()
 }
 
 fn milliseconds(
@@ -154,7 +171,11 @@ fn templates_dir(variable: &impl Fn(&'static str) -> Option<String>) -> Result<P
     );
     dirs.iter().find(|dir| dir.is_dir()).cloned().ok_or_else(|| ConfigError {
         name: "TEMPLATES_DIR",
-        problem: format!("{} and there is no folder {dirs:?}", if is_given { "is set" } else { "is not set" }),
+        problem: {
+            let looked_for: Vec<_> = dirs.iter().map(|dir| dir.display().to_string()).collect();
+            let is_set = if is_given { "is set" } else { "is not set" };
+            format!("{is_set} and there is no folder {}", looked_for.join(" or "))
+        },
         takes: "the folder that holds the templates",
     })
 }
@@ -183,6 +204,7 @@ mod tests {
         for (name, value) in [
             ("WORKERS", "0"),
             ("WORKERS", "two"),
+            ("WORKERS", "1000"),
             ("MAX_DATA_BYTES", "16MB"),
             ("DEADLINE_MARGIN_MS", "-1"),
             ("MAX_RENDER_MS", "0"),

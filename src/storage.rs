@@ -1,7 +1,9 @@
 //! S3: reads the messages that pointers point to, and stores PDFs.
 
+use std::error::Error;
+
 use aws_sdk_s3::Client;
-use aws_sdk_s3::error::{DisplayErrorContext, SdkError};
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::get_object::GetObjectError;
 use aws_sdk_s3::primitives::ByteStream;
 use bytes::{Bytes, BytesMut};
@@ -80,13 +82,13 @@ impl Storage {
             .key(&pointer.key)
             .send()
             .await
-            .map_err(|error| input_error(pointer, error))?;
+            .map_err(|error| input_error(pointer, &error))?;
         let announced = object.content_length().and_then(|length| usize::try_from(length).ok()).unwrap_or(0);
         self.check_size(announced)?;
         let mut stream = object.body;
         let mut message = BytesMut::with_capacity(announced);
         while let Some(chunk) = stream.next().await {
-            let chunk = chunk.map_err(|error| InputError::Unavailable(DisplayErrorContext(error).to_string()))?;
+            let chunk = chunk.map_err(|error| InputError::Unavailable(chain(&error)))?;
             self.check_size(message.len() + chunk.len())?;
             message.extend_from_slice(&chunk);
         }
@@ -115,15 +117,36 @@ impl Storage {
             .send()
             .await
             .map(drop)
-            .map_err(|error| StoreError(DisplayErrorContext(error).to_string()))
+            .map_err(|error| StoreError(in_short(&error)))
     }
 }
 
-fn input_error(pointer: &Pointer, error: SdkError<GetObjectError>) -> InputError {
+fn input_error(pointer: &Pointer, error: &SdkError<GetObjectError>) -> InputError {
     match error.as_service_error() {
         Some(GetObjectError::NoSuchKey(_)) => {
             InputError::NotFound { bucket: pointer.bucket.clone(), key: pointer.key.clone() }
         }
-        _ => InputError::Unavailable(DisplayErrorContext(error).to_string()),
+        _ => InputError::Unavailable(in_short(error)),
     }
+}
+
+/// What S3 said, or what came between it and us, in one line.
+fn in_short<E: ProvideErrorMetadata + Error + 'static>(error: &SdkError<E>) -> String {
+    match (error.code(), error.raw_response()) {
+        (Some(code), Some(response)) => {
+            let message = error.message().unwrap_or("no reason given");
+            format!("{} {code}: {message}", response.status().as_u16())
+        }
+        _ => chain(error),
+    }
+}
+
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
 }

@@ -9,7 +9,7 @@ use tokio::sync::Mutex;
 
 use super::Function;
 use super::deadline::Deadline;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::storage;
 
 /// Is the function until Lambda ends it.
@@ -35,6 +35,11 @@ pub fn main() -> ExitCode {
 }
 
 async fn run() -> Result<(), lambda_runtime::Error> {
+    if !config::is_in_lambda() {
+        return Err("this is a Lambda function: start it with cargo lambda watch or sam local, \
+                    or set documents without either with cargo run --example local"
+            .into());
+    }
     let config = Config::from_env()?;
     let client = storage::client(config.has_own_s3_endpoint).await;
     let function = &Mutex::new(Function::start(config, client).await?);

@@ -7,6 +7,9 @@ use super::limits::{MemoryLimit, TimeLimit};
 use crate::press::frames::RunEnd;
 use crate::typeset::diagnostics::Diagnostic;
 
+/// What Lambda calls a MB.
+const MEBIBYTE: u64 = 1024 * 1024;
+
 /// The outcome of one record.
 #[derive(Debug)]
 pub enum Verdict {
@@ -82,7 +85,7 @@ impl Failure {
     /// The document wanted more memory than there is.
     #[must_use]
     pub fn too_large(limit: MemoryLimit, end: &RunEnd) -> Self {
-        let had = limit.bytes.map_or_else(|| "all there was".to_owned(), |bytes| format!("{} MB", bytes / 1_000_000));
+        let had = limit.bytes.map_or_else(|| "all there was".to_owned(), |bytes| format!("{} MB", bytes / MEBIBYTE));
         let wanted = end.stderr.lines().find(|line| line.contains("were wanted")).unwrap_or("out of memory");
         let message = format!(
             "the document did not fit into {had} of memory, all that the function has for a single one ({wanted}); \
@@ -118,7 +121,7 @@ impl Failure {
         let mut message = format!(
             "the process that set the document {how}, after {} ms of CPU time and with {} MB of memory at its peak",
             cpu_time.as_millis(),
-            peak_memory_bytes / 1_000_000
+            peak_memory_bytes / MEBIBYTE
         );
         if let Some(line) = stderr.lines().find(|line| !line.trim().is_empty()) {
             message = format!("{message}; it said: {line}");

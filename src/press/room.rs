@@ -26,10 +26,12 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long a press may take to load and to set its samples. Lambda waits 10 s at init; where
 /// nobody else does, a sample that never ends is to be an error.
-const INIT_PATIENCE: Duration = Duration::from_mins(1);
+const INIT_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long the last lines of a press that has ended may take to be read.
 const LAST_WORDS: Duration = Duration::from_millis(100);
+
+const MEBIBYTE: u64 = 1024 * 1024;
 
 /// How to start a press.
 #[derive(Clone, Debug)]
@@ -55,13 +57,15 @@ pub enum StartError {
     #[error("{0}")]
     Broken(String),
     #[error(
-        "{} MB of memory are too little: the function and {presses} presses have {} MB already, and each press needs \
-         64 MB for a document; give the function more memory, or set WORKERS lower",
-        memory_bytes / 1_000_000, resident_bytes / 1_000_000
+        "{} MB of memory are too little: function and presses have {} MB already, and each press ({presses} of them) \
+         needs 64 MB for a document; give the function more memory (MEMORY_MB outside Lambda) or fewer WORKERS",
+        memory_bytes / MEBIBYTE, resident_bytes / MEBIBYTE
     )]
     Memory { memory_bytes: u64, resident_bytes: u64, presses: usize },
     #[error("a press ended before it was ready: {0}")]
     Ended(#[source] io::Error),
+    #[error("a press was not warm after {} s; does some template's sample.json never end?", INIT_PATIENCE.as_secs())]
+    Slow,
 }
 
 /// What came of a document.
@@ -241,7 +245,8 @@ impl Press {
             }
             Err(error) => {
                 press.close(number).await;
-                Err(StartError::Ended(error))
+                let is_slow = error.kind() == io::ErrorKind::TimedOut;
+                Err(if is_slow { StartError::Slow } else { StartError::Ended(error) })
             }
         }
     }
