@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::io::Write;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -189,6 +190,33 @@ fn a_press_that_hangs_is_killed_and_replaced() {
         });
         assert_eq!(failed, ["d"]);
         assert!(!is_alive(press));
+    });
+}
+
+/// Writes into the pipe on which a run answers its press.
+fn interject(run: u32, bytes: &[u8]) {
+    let mut pipe = std::fs::OpenOptions::new().write(true).open(format!("/proc/{run}/fd/1")).unwrap();
+    pipe.write_all(bytes).unwrap();
+}
+
+#[test]
+fn what_makes_no_sense_on_a_runs_pipe_costs_no_document() {
+    run(async {
+        let (mut stage, _) = stage_with_one_press().await;
+        for nonsense in [&b"\xff\xff\xff\xffP too long"[..], b"\0\0\0\x01?", b"\0\0\0\x03V{}", b"\0\0\0\x02R1"] {
+            // Another one if the last nonsense was a verdict that the function could not read.
+            let press = stage.function.press_ids().next().unwrap();
+            until_run_waits(press).await;
+            let idle = run_of(press);
+            interject(idle, nonsense);
+            until("another run is there", || children(press).iter().any(|run| *run != idle)).await;
+            until_run_waits(press).await;
+            let (failed, ()) = tokio::join!(stage.handle(vec![letter("a"), long("b"), letter("c")]), async {
+                until_run_works(press).await;
+                interject(run_of(press), nonsense);
+            });
+            assert_eq!(failed, [""; 0], "{nonsense:?}");
+        }
     });
 }
 
