@@ -98,7 +98,13 @@ impl Run {
         let said = self.answers.buffered();
         let is_warm = matches!(&said, Ok(Some(frame)) if frame.kind == Kind::Warm) && self.is_warming;
         self.is_warming &= !is_warm;
-        Ok(is_warm)
+        Ok(is_warm && self.has_said_no_more())
+    }
+
+    /// Whether nothing has been read from the run that nobody has asked for. It must never be
+    /// taken for the answer to the next document.
+    pub fn has_said_no_more(&mut self) -> bool {
+        matches!(self.answers.buffered(), Ok(None))
     }
 
     /// Kills the run if it is still there, and waits for it. One that had ended by itself keeps

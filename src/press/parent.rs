@@ -141,8 +141,9 @@ impl Press {
     fn relay_document(&mut self, document: Frame) -> io::Result<()> {
         let Header { template, time_limit, .. } = document.parse()?;
         self.last_template = template;
-        if self.run.is_warming {
-            // A cold run that begins now is sooner done than one that first has to get warm.
+        if self.run.is_warming || !self.run.has_said_no_more() {
+            // A cold run that begins now is sooner done than one that first has to get warm, and
+            // one that says what nobody asked for is not to be trusted.
             self.run.kill()?;
             self.fork_run(None)?;
         }

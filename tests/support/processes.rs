@@ -90,9 +90,14 @@ pub async fn until(what: &str, condition: impl Fn() -> bool) {
 pub async fn until_run_waits(press: u32) {
     until("the run waits", || {
         let runs = children(press);
-        runs.len() == 1 && threads(runs[0]).len() == 1
+        runs.len() == 1 && threads(runs[0]).len() == 1 && stdout(runs[0]) != stdout(press)
     })
     .await;
+}
+
+/// A run just forked still has its press's for some microseconds.
+fn stdout(process: u32) -> Option<std::path::PathBuf> {
+    fs::read_link(format!("/proc/{process}/fd/1")).ok()
 }
 
 /// Waits until the run of a press is setting a document.
