@@ -12,11 +12,11 @@ use embedded_s3::EmbeddedS3;
 use pressrun::config::Config;
 use pressrun::function::Function;
 use pressrun::function::deadline::Deadline;
-use pressrun::press::frames::{Answer, Cause, Header};
+use pressrun::press::frames::{Answer, Cause};
 use pressrun::press::room::{Outcome, Room};
 use pressrun::press::sandbox::Level;
 use serde_json::{Value, json};
-use support::{Series, bytes, cores, invoice, room, room_at, set_in, templates};
+use support::{Series, bytes, cores, header, invoice, room, room_at, set_in, templates};
 use tokio::sync::watch;
 
 const ROUNDS: usize = 15;
@@ -40,16 +40,9 @@ async fn after_a_kill() {
     let (mut killed, mut next, mut usual) = (Series::default(), Series::default(), Series::default());
     for _ in 0..ROUNDS * 2 {
         let limit = Duration::from_millis(50);
-        let header = Header {
-            template: "endless".to_owned(),
-            ident: "bench".to_owned(),
-            timestamp_ms: None,
-            threads: 1,
-            time_limit: limit,
-            memory_limit_bytes: None,
-        };
         let began = Instant::now();
-        let outcome = press.set(&header, &bytes(&json!({"endless": true})), &mut threads).await.unwrap();
+        let outcome =
+            press.set(&header("endless", limit), &[bytes(&json!({"endless": true}))], &mut threads).await.unwrap();
         assert!(matches!(outcome, Outcome::Answered(Answer::RunDied { cause: Cause::TimeLimit, .. }, _)));
         killed.add(began.elapsed().saturating_sub(limit), 1);
         for series in [&mut next, &mut usual] {

@@ -14,6 +14,9 @@ const MOST_KEY_BYTES: usize = 1024;
 const MOST_METADATA_BYTES: usize = 2048;
 /// A file system's usual limit for a name.
 const MOST_FILENAME_BYTES: usize = 255;
+/// More files than these no document needs from its message.
+const MOST_FILES: usize = 16;
+const MOST_FILE_NAME_BYTES: usize = 64;
 /// As many digits as a page count may have.
 const PAGES_PLACEHOLDER: &str = "1000000";
 /// The class name that the Amazon SQS Extended Client Library puts before a pointer.
@@ -25,6 +28,9 @@ pub struct Job {
     pub template: String,
     /// The JSON of `data`, exactly as it came.
     pub data: Bytes,
+    /// The S3 objects that the template finds in its folder `files`: names, and keys in the input
+    /// bucket.
+    pub files: BTreeMap<String, String>,
     /// The whole S3 key, prefix included.
     pub key: String,
     /// The value of `Content-Disposition`, if the message names a file.
@@ -64,6 +70,15 @@ pub enum JobError {
     UnknownTemplate { name: String, known: String },
     #[error("key {key:?} {problem}")]
     Key { key: String, problem: KeyProblem },
+    #[error("files has {found} entries, and a message may have {MOST_FILES}")]
+    TooManyFiles { found: usize },
+    #[error(
+        "files {name:?}: a name has 1 to {MOST_FILE_NAME_BYTES} letters, digits, dots, dashes and underscores, \
+         and begins with a letter or digit"
+    )]
+    FileName { name: String },
+    #[error("files {name:?}: the key {key:?} {problem}")]
+    FileKey { name: String, key: String, problem: KeyProblem },
     #[error("filename has to be 1 to {MOST_FILENAME_BYTES} bytes without /, \\ and control characters")]
     Filename,
     #[error(
@@ -110,6 +125,8 @@ struct Message<'a> {
     template: String,
     #[serde(borrow)]
     data: &'a RawValue,
+    #[serde(default)]
+    files: BTreeMap<String, String>,
     key: Option<String>,
     filename: Option<String>,
     #[serde(default)]
@@ -144,6 +161,7 @@ impl Job {
             let known: Vec<_> = templates.keys().map(String::as_str).collect();
             return Err(JobError::UnknownTemplate { name: message.template, known: known.join(", ") });
         };
+        check_files(&message.files)?;
         let name = message.key.unwrap_or_else(|| format!("{}/{message_id}.pdf", message.template));
         check_key(&name).map_err(|problem| JobError::Key { key: name.clone(), problem })?;
         let key = format!("{output_prefix}{name}");
@@ -159,6 +177,7 @@ impl Job {
         Ok(Self {
             data: Bytes::copy_from_slice(message.data.get().as_bytes()),
             template: message.template,
+            files: message.files,
             key,
             content_disposition: message.filename.as_deref().map(content_disposition).transpose()?,
             metadata,
@@ -184,6 +203,27 @@ pub fn check_key(key: &str) -> Result<(), KeyProblem> {
     } else {
         Ok(())
     }
+}
+
+fn check_files(files: &BTreeMap<String, String>) -> Result<(), JobError> {
+    if files.len() > MOST_FILES {
+        return Err(JobError::TooManyFiles { found: files.len() });
+    }
+    for (name, key) in files {
+        if !is_plain(name) {
+            return Err(JobError::FileName { name: name.clone() });
+        }
+        check_object_key(key).map_err(|problem| JobError::FileKey { name: name.clone(), key: key.clone(), problem })?;
+    }
+    Ok(())
+}
+
+/// Whether it can be nothing but the name of a file.
+fn is_plain(name: &str) -> bool {
+    let is_plain_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    name.len() <= MOST_FILE_NAME_BYTES
+        && name.bytes().all(is_plain_byte)
+        && name.starts_with(|first: char| first.is_ascii_alphanumeric())
 }
 
 fn check_object_key(key: &str) -> Result<(), KeyProblem> {
@@ -304,6 +344,28 @@ mod tests {
             let message = format!(r#"{{"template": "invoice", "data": 1, "key": "{key}"}}"#);
             assert_eq!(parse(&message).unwrap().key, format!("pdf/{key}"));
         }
+    }
+
+    #[test]
+    fn a_files_name_is_plain_and_its_key_a_key() {
+        let with = |files: &str| parse(&format!(r#"{{"template": "invoice", "data": 1, "files": {files}}}"#));
+        let job = with(r#"{"logo.png": "customers/42/logo.png", "7_a-B.svg": "x"}"#).unwrap();
+        assert_eq!(job.files["logo.png"], "customers/42/logo.png");
+        let long = format!(r#"{{"{}": "x"}}"#, "a".repeat(65));
+        for bad in [r#"{"": "x"}"#, r#"{"a/b.png": "x"}"#, r#"{"..": "x"}"#, r#"{".a": "x"}"#, r#"{"ä": "x"}"#, &long]
+        {
+            assert!(matches!(with(bad).unwrap_err(), JobError::FileName { .. }), "{bad}");
+        }
+        for bad in ["", "/a", "../a", "a/"] {
+            let files = format!(r#"{{"a.png": "{bad}"}}"#);
+            assert!(matches!(with(&files).unwrap_err(), JobError::FileKey { .. }), "{bad}");
+        }
+        let many = |count: usize| {
+            let files: BTreeMap<String, &str> = (0..count).map(|number| (format!("{number}.png"), "x")).collect();
+            with(&serde_json::to_string(&files).unwrap())
+        };
+        assert!(many(16).is_ok());
+        assert_eq!(many(17).unwrap_err().to_string(), "files has 17 entries, and a message may have 16");
     }
 
     #[test]

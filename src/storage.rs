@@ -1,5 +1,6 @@
-//! S3: reads the messages that pointers point to, and stores PDFs.
+//! S3: reads the messages that pointers point to and the files that messages name, and stores PDFs.
 
+use std::collections::BTreeMap;
 use std::error::Error;
 
 use aws_sdk_s3::Client;
@@ -20,20 +21,29 @@ pub struct Storage {
     most_input_bytes: usize,
 }
 
-/// Why a message behind a pointer could not be read.
+/// Why what a message needs could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum InputError {
     #[error("the message lies in the bucket {found:?}, and only {} may be read", readable(.allowed.as_deref()))]
     ForeignBucket { found: String, allowed: Option<String> },
+    #[error("the message names files, but INPUT_BUCKET, the bucket that they are read from, is not set")]
+    NoInputBucket,
     #[error("the message has {bytes} bytes, more than the {most} that MAX_DATA_BYTES allows")]
-    TooLarge { bytes: usize, most: usize },
+    MessageTooLarge { bytes: usize, most: usize },
+    #[error(
+        "the message's files have together more than the {most} bytes that MAX_DATA_BYTES allows; {name:?} is one too many"
+    )]
+    FilesTooLarge { name: String, most: usize },
     #[error("there is no object {key:?} in the bucket {bucket:?}")]
     NotFound { bucket: String, key: String },
     #[error("the message is not UTF-8")]
     NotText,
-    #[error("S3 did not give the message: {0}")]
-    Unavailable(String),
+    #[error("S3 did not give {key:?}: {reason}")]
+    Unavailable { key: String, reason: String },
 }
+
+/// How many bytes an object has, more than may be read.
+struct TooLarge(usize);
 
 /// S3 did not take a PDF. Another try may succeed.
 #[derive(Debug, thiserror::Error)]
@@ -69,35 +79,60 @@ impl Storage {
     /// # Errors
     /// When it may not be read, is not there, is too large, or S3 fails.
     pub async fn read_message(&self, pointer: &Pointer) -> Result<String, InputError> {
-        if self.input_bucket.as_deref() != Some(&pointer.bucket) {
-            return Err(InputError::ForeignBucket {
-                found: pointer.bucket.clone(),
-                allowed: self.input_bucket.clone(),
-            });
-        }
-        let object = self
-            .client
-            .get_object()
-            .bucket(&pointer.bucket)
-            .key(&pointer.key)
-            .send()
-            .await
-            .map_err(|error| input_error(pointer, &error))?;
-        let announced = object.content_length().and_then(|length| usize::try_from(length).ok()).unwrap_or(0);
-        self.check_size(announced)?;
-        let mut stream = object.body;
-        let mut message = BytesMut::with_capacity(announced);
-        while let Some(chunk) = stream.next().await {
-            let chunk = chunk.map_err(|error| InputError::Unavailable(chain(&error)))?;
-            self.check_size(message.len() + chunk.len())?;
-            message.extend_from_slice(&chunk);
-        }
+        let bucket = self.input_bucket.as_ref().filter(|bucket| **bucket == pointer.bucket);
+        let bucket = bucket.ok_or_else(|| InputError::ForeignBucket {
+            found: pointer.bucket.clone(),
+            allowed: self.input_bucket.clone(),
+        })?;
+        let most = self.most_input_bytes;
+        let message = self.read(bucket, &pointer.key, most).await?;
+        let message = message.map_err(|TooLarge(bytes)| InputError::MessageTooLarge { bytes, most })?;
         String::from_utf8(message.into()).map_err(|_| InputError::NotText)
     }
 
-    fn check_size(&self, bytes: usize) -> Result<(), InputError> {
-        let most = self.most_input_bytes;
-        if bytes > most { Err(InputError::TooLarge { bytes, most }) } else { Ok(()) }
+    /// Reads the files that a message names, one after the other: together they may be as large
+    /// as a message.
+    ///
+    /// # Errors
+    /// When one is not there, they are too large, or S3 fails.
+    pub async fn read_files(&self, files: &BTreeMap<String, String>) -> Result<Vec<Bytes>, InputError> {
+        let mut contents = Vec::with_capacity(files.len());
+        let mut left = self.most_input_bytes;
+        for (name, key) in files {
+            let bucket = self.input_bucket.as_ref().ok_or(InputError::NoInputBucket)?;
+            let content = self.read(bucket, key, left).await?;
+            let content = content
+                .map_err(|TooLarge(_)| InputError::FilesTooLarge { name: name.clone(), most: self.most_input_bytes })?;
+            left -= content.len();
+            contents.push(content);
+        }
+        Ok(contents)
+    }
+
+    /// Reads an object, unless it is larger than `most` bytes.
+    async fn read(&self, bucket: &str, key: &str, most: usize) -> Result<Result<Bytes, TooLarge>, InputError> {
+        let unavailable = |reason| InputError::Unavailable { key: key.to_owned(), reason };
+        let object = match self.client.get_object().bucket(bucket).key(key).send().await {
+            Ok(object) => object,
+            Err(error) if matches!(error.as_service_error(), Some(GetObjectError::NoSuchKey(_))) => {
+                return Err(InputError::NotFound { bucket: bucket.to_owned(), key: key.to_owned() });
+            }
+            Err(error) => return Err(unavailable(in_short(&error))),
+        };
+        let announced = object.content_length().and_then(|length| usize::try_from(length).ok()).unwrap_or(0);
+        if announced > most {
+            return Ok(Err(TooLarge(announced)));
+        }
+        let mut stream = object.body;
+        let mut content = BytesMut::with_capacity(announced);
+        while let Some(chunk) = stream.next().await {
+            let chunk = chunk.map_err(|error| unavailable(chain(&error)))?;
+            if content.len() + chunk.len() > most {
+                return Ok(Err(TooLarge(content.len() + chunk.len())));
+            }
+            content.extend_from_slice(&chunk);
+        }
+        Ok(Ok(content.freeze()))
     }
 
     /// Stores a PDF whole. S3 verifies the checksum that the SDK sends along.
@@ -118,15 +153,6 @@ impl Storage {
             .await
             .map(drop)
             .map_err(|error| StoreError(in_short(&error)))
-    }
-}
-
-fn input_error(pointer: &Pointer, error: &SdkError<GetObjectError>) -> InputError {
-    match error.as_service_error() {
-        Some(GetObjectError::NoSuchKey(_)) => {
-            InputError::NotFound { bucket: pointer.bucket.clone(), key: pointer.key.clone() }
-        }
-        _ => InputError::Unavailable(in_short(error)),
     }
 }
 

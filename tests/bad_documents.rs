@@ -27,7 +27,7 @@ fn ways_to_be_bad() -> [Bad; 5] {
             template: "broken-at-line-3",
             data: json!({"broken": true}),
             code: ErrorCode::TypstError,
-            reason: "broken-at-line-3/main.typ:3:19: error: unknown variable: nme",
+            reason: "broken-at-line-3/main.typ:3:18: error: unknown variable: nme",
         },
         Bad {
             template: "panic",

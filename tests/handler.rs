@@ -78,8 +78,8 @@ fn an_error_of_typsts_comes_with_its_place() {
         };
         let diagnostic = &failure.diagnostics[0];
         assert_eq!(diagnostic.file.as_deref(), Some("broken-at-line-3/main.typ"));
-        assert_eq!((diagnostic.line, diagnostic.column), (Some(3), Some(19)));
-        assert_eq!(failure.message, "broken-at-line-3/main.typ:3:19: error: unknown variable: nme");
+        assert_eq!((diagnostic.line, diagnostic.column), (Some(3), Some(18)));
+        assert_eq!(failure.message, "broken-at-line-3/main.typ:3:18: error: unknown variable: nme");
         assert!(diagnostic.text.contains("#if data.broken { nme }"), "{}", diagnostic.text);
         assert!(stage.pdf("broken-at-line-3", "good").is_some());
     });

@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::slice;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -123,9 +124,10 @@ impl Plain {
 pub fn document(template: &str, data: &Bytes) -> Document {
     Document {
         template: template.to_owned(),
-        data: data.to_vec(),
+        data: data.clone(),
         ident: "bench".to_owned(),
         timestamp_ms: Some(1_782_988_200_000),
+        ..Document::default()
     }
 }
 
@@ -155,17 +157,23 @@ pub async fn room_at(templates_dir: &Path, level: Level) -> Room {
     Room::start(0, settings).await.unwrap().0
 }
 
-/// Has a document set by a press and waits for its PDF.
-pub async fn set_in(room: &mut Room, template: &str, data: &Bytes, threads: &mut watch::Receiver<usize>) -> Bytes {
-    let header = Header {
+/// What a press hears of a document on one thread.
+pub fn header(template: &str, time_limit: Duration) -> Header {
+    Header {
         template: template.to_owned(),
         ident: "bench".to_owned(),
         timestamp_ms: Some(1_782_988_200_000),
+        files: Vec::new(),
         threads: 1,
-        time_limit: Duration::from_mins(1),
+        time_limit,
         memory_limit_bytes: None,
-    };
-    match room.set(&header, data, threads).await.unwrap() {
+    }
+}
+
+/// Has a document set by a press and waits for its PDF.
+pub async fn set_in(room: &mut Room, template: &str, data: &Bytes, threads: &mut watch::Receiver<usize>) -> Bytes {
+    let header = header(template, Duration::from_mins(1));
+    match room.set(&header, slice::from_ref(data), threads).await.unwrap() {
         Outcome::Answered(Answer::Set { .. }, pdf) => pdf,
         other => panic!("{other:?}"),
     }

@@ -5,6 +5,7 @@
 //! part of it goes on.
 
 use std::cell::{Cell, RefCell};
+use std::iter;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -15,7 +16,7 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use super::limits::{Limits, MemoryLimit, TimeLimit};
 use super::records::Record;
 use super::verdict::{ErrorCode, Failure, Stored, Verdict};
-use crate::job::{Body, Job, JobError, Pointer, Surroundings};
+use crate::job::{Body, Job, JobError, Surroundings};
 use crate::press::frames::{Answer, Cause, Header};
 use crate::press::room::{Outcome, Room};
 use crate::storage::{InputError, Storage};
@@ -44,6 +45,8 @@ struct Queued<'a> {
     index: usize,
     record: &'a Record,
     job: Job,
+    /// What the job's files hold, in their order.
+    files: Vec<Bytes>,
 }
 
 /// A PDF that waits to be stored.
@@ -157,8 +160,8 @@ impl<'a> Batch<'a> {
         let queue = &queue;
         stream::iter(self.records.iter().enumerate())
             .for_each_concurrent(MOST_READS, async |(index, record)| match read(self.workshop, record).await {
-                Ok(job) => {
-                    let waits = queue.send(Queued { index, record, job });
+                Ok((job, files)) => {
+                    let waits = queue.send(Queued { index, record, job, files });
                     debug_assert!(waits.is_ok(), "the queue lives as long as its presses");
                 }
                 Err(verdict) => {
@@ -222,7 +225,8 @@ impl<'a> Batch<'a> {
 
     /// Has a document set, again if its run ended and it was not to blame.
     async fn set_one(&self, room: &mut Room, document: &Queued<'a>, presses: usize) -> Result<(Stored, Bytes), NotSet> {
-        let Queued { record, job, .. } = document;
+        let Queued { record, job, files, .. } = document;
+        let content: Vec<Bytes> = iter::once(&job.data).chain(files).cloned().collect();
         let mut threads = self.shares.threads.subscribe();
         let mut lost = Failure::new(ErrorCode::RunLost, "no try has been made");
         for _ in 0..MOST_TRIES {
@@ -234,17 +238,19 @@ impl<'a> Batch<'a> {
                 template: job.template.clone(),
                 ident: record.message_id.clone(),
                 timestamp_ms: record.sent_timestamp_ms,
+                files: job.files.keys().cloned().zip(files.iter().map(Bytes::len)).collect(),
                 threads: *threads.borrow_and_update(),
                 time_limit: time.time,
                 memory_limit_bytes: memory.bytes,
             };
-            lost = match room.set(&header, &job.data, &mut threads).await {
+            let was_fresh = room.is_fresh();
+            lost = match room.set(&header, &content, &mut threads).await {
                 Ok(Outcome::Answered(Answer::Set { pages, warnings, typesetting }, pdf)) => {
                     return Ok((Stored { key: job.key.clone(), pages, bytes: pdf.len(), warnings, typesetting }, pdf));
                 }
                 Ok(Outcome::Answered(answer, _)) => {
                     log_last_words(&record.message_id, &answer);
-                    not_set(answer, time, memory)?
+                    not_set(answer, was_fresh, time, memory)?
                 }
                 Ok(Outcome::PressLost(error)) => {
                     Failure::new(ErrorCode::RunLost, format!("the press was lost: {error}"))
@@ -273,14 +279,21 @@ impl<'a> Batch<'a> {
     }
 }
 
-async fn read(workshop: &Workshop<'_>, record: &Record) -> Result<Job, Verdict> {
+/// Reads a message and what it needs from S3.
+async fn read(workshop: &Workshop<'_>, record: &Record) -> Result<(Job, Vec<Bytes>), Verdict> {
+    let job = read_job(workshop, record).await?;
+    let files = workshop.storage.read_files(&job.files).await.map_err(|error| not_read(&error))?;
+    Ok((job, files))
+}
+
+async fn read_job(workshop: &Workshop<'_>, record: &Record) -> Result<Job, Verdict> {
     let invalid = |message: String| Verdict::PermanentFailure(Failure::new(ErrorCode::InvalidMessage, message));
     let body = record.body.as_deref().map_err(|problem| invalid(problem.to_owned()))?;
     let surroundings = Surroundings { message_id: &record.message_id, ..workshop.surroundings };
     match Body::parse(body).map_err(|error| invalid(error.to_string()))? {
         Body::Message(message) => Job::parse(message, surroundings).map_err(|error| refused(&error)),
         Body::Pointer(pointer) => {
-            let message = read_pointer(workshop.storage, &pointer).await?;
+            let message = workshop.storage.read_message(&pointer).await.map_err(|error| not_read(&error))?;
             Job::parse(&message, surroundings).map_err(|error| refused(&error))
         }
     }
@@ -294,13 +307,13 @@ fn refused(error: &JobError) -> Verdict {
     Verdict::PermanentFailure(Failure::new(code, error.to_string()))
 }
 
-async fn read_pointer(storage: &Storage, pointer: &Pointer) -> Result<String, Verdict> {
-    storage.read_message(pointer).await.map_err(|error| match error {
-        InputError::Unavailable(_) => {
+fn not_read(error: &InputError) -> Verdict {
+    match error {
+        InputError::Unavailable { .. } => {
             Verdict::TransientFailure(Failure::new(ErrorCode::InputUnavailable, error.to_string()))
         }
         _ => Verdict::PermanentFailure(Failure::new(ErrorCode::InvalidMessage, error.to_string())),
-    })
+    }
 }
 
 fn log_last_words(message_id: &str, answer: &Answer) {
@@ -312,12 +325,20 @@ fn log_last_words(message_id: &str, answer: &Answer) {
 }
 
 /// What an answer without a PDF means. A failure that comes back is nobody's fault, and worth
-/// another try.
-fn not_set(answer: Answer, time: TimeLimit, memory: MemoryLimit) -> Result<Failure, NotSet> {
+/// another try: also a panic in a run that was not fresh, since Typst counts some things (paths of
+/// files) over all documents of a process and panics when there are too many.
+fn not_set(answer: Answer, was_fresh: bool, time: TimeLimit, memory: MemoryLimit) -> Result<Failure, NotSet> {
     let permanent = |failure| Err(NotSet::Decided(Verdict::PermanentFailure(failure)));
     let (end, cause) = match answer {
         Answer::Set { .. } => unreachable!("is a PDF"),
+        Answer::DataRefused { violations } => return permanent(Failure::invalid_data(violations)),
         Answer::Refused { diagnostics } => return permanent(Failure::typst(diagnostics)),
+        Answer::Panicked { message } if !was_fresh => {
+            return Ok(Failure::new(
+                ErrorCode::RunLost,
+                format!("Typst panicked in a run that was not fresh: {message}"),
+            ));
+        }
         Answer::Panicked { message } => {
             let message = format!("Typst panicked, which is a bug of Typst's that these data bring out: {message}");
             return permanent(Failure::new(ErrorCode::TypstPanicked, message));

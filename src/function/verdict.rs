@@ -49,6 +49,8 @@ pub enum ErrorCode {
     InvalidMessage,
     /// There is no such template.
     UnknownTemplate,
+    /// The data are not what the template's schema says.
+    InvalidData,
     /// Typst found an error.
     TypstError,
     /// Typst panicked.
@@ -73,6 +75,18 @@ impl Failure {
     #[must_use]
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Self { code, message: message.into(), diagnostics: Vec::new() }
+    }
+
+    /// The data are not what the template's schema says.
+    #[must_use]
+    pub fn invalid_data(violations: Vec<Diagnostic>) -> Self {
+        let first = violations.first().map_or("it gave no reason", |violation| &violation.message);
+        let others = match violations.len() {
+            0 | 1 => String::new(),
+            violations => format!(" (and {} more)", violations - 1),
+        };
+        let message = format!("the data are not what the template's schema says: {first}{others}");
+        Self { code: ErrorCode::InvalidData, message, diagnostics: violations }
     }
 
     /// Typst refused the document.
@@ -137,6 +151,7 @@ impl ErrorCode {
         match self {
             Self::InvalidMessage => "InvalidMessage",
             Self::UnknownTemplate => "UnknownTemplate",
+            Self::InvalidData => "InvalidData",
             Self::TypstError => "TypstError",
             Self::TypstPanicked => "TypstPanicked",
             Self::TimeLimit => "TimeLimit",

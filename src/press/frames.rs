@@ -29,7 +29,7 @@ pub const CHUNK_BYTES: usize = MOST_FRAME_BYTES - 1;
 pub enum Kind {
     /// Down: a document begins, as a [`Header`].
     Document = b'D',
-    /// Down: a part of its data.
+    /// Down: a part of its data, or after these of its files, one after the other.
     Data = b'd',
     /// Down: its data are whole; it is to be set.
     Set = b'S',
@@ -37,6 +37,8 @@ pub enum Kind {
     Threads = b'T',
     /// Down: this invocation has no more documents for the press. Ends a document under way.
     EndInvocation = b'E',
+    /// Up, before that: the press sets the sample of this template, a name as JSON.
+    Warming = b'w',
     /// Up, once: the press is warm, or why it is not, as a [`Readiness`].
     Ready = b'R',
     /// Up, from run to press only: it has warmed itself and waits.
@@ -55,8 +57,10 @@ impl TryFrom<u8> for Kind {
     type Error = io::Error;
 
     fn try_from(byte: u8) -> io::Result<Self> {
-        use Kind::{Begun, Data, Document, EndInvocation, InvocationEnded, Pdf, Ready, Set, Threads, Verdict, Warm};
-        [Document, Data, Set, Threads, EndInvocation, Ready, Warm, Begun, Pdf, Verdict, InvocationEnded]
+        use Kind::{
+            Begun, Data, Document, EndInvocation, InvocationEnded, Pdf, Ready, Set, Threads, Verdict, Warm, Warming,
+        };
+        [Document, Data, Set, Threads, EndInvocation, Warming, Ready, Warm, Begun, Pdf, Verdict, InvocationEnded]
             .into_iter()
             .find(|kind| *kind as u8 == byte)
             .ok_or_else(|| invalid(format!("a frame of the unknown kind {byte:#04x}")))
@@ -113,6 +117,8 @@ pub struct Header {
     pub template: String,
     pub ident: String,
     pub timestamp_ms: Option<i64>,
+    /// The names of the files that come after the data, and how many bytes each has.
+    pub files: Vec<(String, usize)>,
     /// How many threads it may use to begin with.
     pub threads: usize,
     /// How long it may be set. The press keeps this time, from the request being whole.
@@ -138,6 +144,8 @@ pub enum Readiness {
 pub enum Answer {
     /// The PDF came before this, whole.
     Set { pages: usize, warnings: Vec<Diagnostic>, typesetting: Duration },
+    /// The data are not what the template's schema says.
+    DataRefused { violations: Vec<Diagnostic> },
     /// Typst found an error.
     Refused { diagnostics: Vec<Diagnostic> },
     /// Typst panicked.

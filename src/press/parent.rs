@@ -20,6 +20,9 @@ use super::sandbox::{self, Level, RunFilters};
 use crate::os::{self, End, ThreadCount};
 use crate::typeset::{SetError, Typesetter, pool};
 
+/// More of what is wrong with templates is not told: it has to fit into a frame.
+const MOST_REASON_BYTES: usize = 16 * 1024;
+
 /// Is a press until the function closes stdin.
 pub fn main(templates_dir: &Path, most_threads: usize, level: Level) -> ExitCode {
     if let Err(error) = os::close_files_from(3) {
@@ -27,7 +30,8 @@ pub fn main(templates_dir: &Path, most_threads: usize, level: Level) -> ExitCode
     }
     let typesetter = match warm_typesetter(templates_dir, most_threads) {
         Ok(typesetter) => typesetter,
-        Err(reason) => {
+        Err(mut reason) => {
+            reason.truncate(reason.floor_char_boundary(MOST_REASON_BYTES));
             let broken = Frame::json(Kind::Ready, &Readiness::Broken { reason });
             return exit_code(frames::write(&io::stdout(), broken));
         }
@@ -45,20 +49,22 @@ fn exit_code(result: io::Result<()>) -> ExitCode {
     }
 }
 
-/// Loads everything and sets each template's sample, on a pool that is joined.
+/// Loads everything and sets each template's sample, on a pool that is joined. Says which one it
+/// sets, since one that never ends would not tell by itself.
 fn warm_typesetter(templates_dir: &Path, most_threads: usize) -> Result<Typesetter, String> {
     let typesetter = Typesetter::load(templates_dir).map_err(|error| error.to_string())?;
-    let names: Vec<String> = typesetter.templates().map(|(name, _)| name.to_owned()).collect();
-    for name in names {
-        let sample = typesetter.sample(&name).expect("every template has a sample");
+    let mut problems = Vec::new();
+    for (name, _) in typesetter.templates() {
+        frames::write(&io::stdout(), Frame::json(Kind::Warming, &name)).map_err(|error| error.to_string())?;
+        let sample = typesetter.sample(name).expect("every template has a sample");
         let set = pool::on_fixed_pool(most_threads, || typesetter.set(sample))
             .map_err(|error| format!("no thread can be started: {error}"))?;
-        if let Err(SetError::Typst(diagnostics)) = set {
+        if let Err(SetError::Data(diagnostics) | SetError::Typst(diagnostics)) = set {
             let said: Vec<String> = diagnostics.into_iter().map(|diagnostic| diagnostic.text).collect();
-            return Err(format!("template {name}: its sample.json cannot be set\n{}", said.join("\n")));
+            problems.push(format!("template {name}: its sample.json cannot be set\n{}", said.join("\n")));
         }
     }
-    Ok(typesetter)
+    if problems.is_empty() { Ok(typesetter) } else { Err(problems.join("\n")) }
 }
 
 struct Press {

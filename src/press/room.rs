@@ -64,8 +64,11 @@ pub enum StartError {
     Memory { memory_bytes: u64, resident_bytes: u64, presses: usize },
     #[error("a press ended before it was ready: {0}")]
     Ended(#[source] io::Error),
-    #[error("a press was not warm after {} s; does some template's sample.json never end?", INIT_PATIENCE.as_secs())]
-    Slow,
+    #[error(
+        "a press was not warm after {} s: it was setting sample.json of the template {template:?}; does that never end?",
+        INIT_PATIENCE.as_secs()
+    )]
+    Slow { template: String },
 }
 
 /// What came of a document.
@@ -90,6 +93,8 @@ enum State {
     Fresh,
     /// It has seen one, and waits for more.
     Used,
+    /// It has seen one and ends by itself. The next document finds another.
+    Ending,
     /// A document is on its way, or was when nobody waited for it any longer.
     Busy,
 }
@@ -138,18 +143,18 @@ impl Room {
     /// Whether the next document finds a run that has seen none.
     #[must_use]
     pub fn is_fresh(&self) -> bool {
-        self.state == State::Fresh
+        matches!(self.state, State::Fresh | State::Ending)
     }
 
-    /// Has a document set, with more threads as `threads` allows them. If the press is gone
-    /// another is started first.
+    /// Has a document set from its data and, behind these, the files that the header lists; with
+    /// more threads as `threads` allows them. If the press is gone another is started first.
     ///
     /// # Errors
     /// When there is no press and none can be started.
     pub async fn set(
         &mut self,
         header: &Header,
-        data: &Bytes,
+        content: &[Bytes],
         threads: &mut watch::Receiver<usize>,
     ) -> Result<Outcome, StartError> {
         let press = match &mut self.press {
@@ -158,10 +163,13 @@ impl Room {
         };
         self.state = State::Busy;
         // The press keeps the time. This is for one that does not.
-        match in_time(header.time_limit + PATIENCE, press.set(header, data, threads)).await {
+        match in_time(header.time_limit + PATIENCE, press.set(header, content, threads)).await {
             Ok((answer, pdf)) => {
-                let has_new_run = matches!(answer, Answer::RunDied { .. });
-                self.state = if has_new_run { State::Fresh } else { State::Used };
+                self.state = match answer {
+                    Answer::RunDied { .. } => State::Fresh,
+                    Answer::Panicked { .. } => State::Ending,
+                    _ => State::Used,
+                };
                 Ok(Outcome::Answered(answer, pdf))
             }
             Err(error) => {
@@ -235,9 +243,8 @@ impl Press {
             answers: FramedRead::new(answers, FrameCodec::default()),
             log: tokio::spawn(log_stderr(number, stderr)),
         };
-        let readiness =
-            in_time(INIT_PATIENCE, press.next_frame()).await.and_then(|frame| expect(&frame, Kind::Ready)?.parse());
-        match readiness {
+        let mut template = String::new();
+        match in_time(INIT_PATIENCE, press.readiness(&mut template)).await {
             Ok(Readiness::Warm { templates }) => Ok((press, templates)),
             Ok(Readiness::Broken { reason }) => {
                 press.close(number).await;
@@ -246,7 +253,18 @@ impl Press {
             Err(error) => {
                 press.close(number).await;
                 let is_slow = error.kind() == io::ErrorKind::TimedOut;
-                Err(if is_slow { StartError::Slow } else { StartError::Ended(error) })
+                Err(if is_slow { StartError::Slow { template } } else { StartError::Ended(error) })
+            }
+        }
+    }
+
+    /// Waits until the press is warm. `template` is the one whose sample is being set.
+    async fn readiness(&mut self, template: &mut String) -> io::Result<Readiness> {
+        loop {
+            let frame = self.next_frame().await?;
+            match frame.kind {
+                Kind::Warming => *template = frame.parse()?,
+                _ => return expect(&frame, Kind::Ready)?.parse(),
             }
         }
     }
@@ -254,11 +272,11 @@ impl Press {
     async fn set(
         &mut self,
         header: &Header,
-        data: &Bytes,
+        content: &[Bytes],
         threads: &mut watch::Receiver<usize>,
     ) -> io::Result<(Answer, Bytes)> {
         self.requests.feed(Frame::json(Kind::Document, header)).await?;
-        for chunk in frames::chunks(Kind::Data, data) {
+        for chunk in content.iter().flat_map(|part| frames::chunks(Kind::Data, part)) {
             self.requests.feed(chunk).await?;
         }
         self.requests.send(Frame::empty(Kind::Set)).await?;

@@ -2,12 +2,13 @@
 //! a pool of its own, until its requests end.
 
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsFd;
 use std::panic::{self, AssertUnwindSafe};
 use std::time::Instant;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
@@ -57,10 +58,10 @@ fn serve(typesetter: &Typesetter, most_threads: usize, filters: &RunFilters, sam
         frames::write(&answers, Frame::empty(Kind::Begun))?;
         let begun = Instant::now();
         limit_memory(header.memory_limit_bytes)?;
-        let document =
-            Document { template: header.template, data, ident: header.ident, timestamp_ms: header.timestamp_ms };
+        let threads = header.threads;
+        let document = document(header, data)?;
         let set = panic::catch_unwind(AssertUnwindSafe(|| {
-            set_while_listening(typesetter, document, header.threads, most_threads, &mut requests, &done)
+            set_while_listening(typesetter, document, threads, most_threads, &mut requests, &done)
         }));
         let (pdf, answer) = match set {
             Ok(set) => match set? {
@@ -68,6 +69,7 @@ fn serve(typesetter: &Typesetter, most_threads: usize, filters: &RunFilters, sam
                     let answer = Answer::Set { pages: pdf.pages, warnings: pdf.warnings, typesetting: begun.elapsed() };
                     (pdf.bytes, answer)
                 }
+                Err(SetError::Data(violations)) => (Vec::new(), Answer::DataRefused { violations }),
                 Err(SetError::Typst(diagnostics)) => (Vec::new(), Answer::Refused { diagnostics }),
                 Err(SetError::UnknownTemplate) => {
                     return Err(io::Error::other("was asked for a template that its press does not have"));
@@ -89,6 +91,19 @@ fn serve(typesetter: &Typesetter, most_threads: usize, filters: &RunFilters, sam
     Ok(())
 }
 
+/// Takes apart what has arrived for a document: its data, and behind these its files.
+fn document(header: Header, arrived: Bytes) -> io::Result<Document> {
+    let mut rest = arrived;
+    let mut files = BTreeMap::new();
+    for (name, bytes) in header.files.into_iter().rev() {
+        let start =
+            rest.len().checked_sub(bytes).ok_or_else(|| io::Error::other("a document's files are not whole"))?;
+        files.insert(name, rest.split_off(start));
+    }
+    let Header { template, ident, timestamp_ms, .. } = header;
+    Ok(Document { template, data: rest, files, ident, timestamp_ms, is_sample: false })
+}
+
 /// Limits what this process may have, all in all. What it still holds of the document before it
 /// can use again.
 fn limit_memory(bytes: Option<u64>) -> io::Result<()> {
@@ -108,9 +123,9 @@ fn warm_up(typesetter: &Typesetter, sample: Document) -> io::Result<()> {
 }
 
 /// Waits for a document's request to be whole.
-fn next_document(requests: &mut FrameReader<io::Stdin>) -> io::Result<Option<(Header, Vec<u8>)>> {
+fn next_document(requests: &mut FrameReader<io::Stdin>) -> io::Result<Option<(Header, Bytes)>> {
     let mut header: Option<Header> = None;
-    let mut data = Vec::new();
+    let mut data = BytesMut::new();
     while let Some(frame) = requests.wait()? {
         match (frame.kind, header.take()) {
             (Kind::Document, None) => header = Some(frame.parse()?),
@@ -118,7 +133,7 @@ fn next_document(requests: &mut FrameReader<io::Stdin>) -> io::Result<Option<(He
                 data.extend_from_slice(&frame.payload);
                 header = Some(begun);
             }
-            (Kind::Set, Some(whole)) => return Ok(Some((whole, data))),
+            (Kind::Set, Some(whole)) => return Ok(Some((whole, data.freeze()))),
             // Came too late for the document it was meant for.
             (Kind::Threads, none) => header = none,
             (kind, _) => return Err(io::Error::other(format!("a {kind:?} frame where it makes no sense"))),

@@ -16,6 +16,9 @@ const MOST_HINTS: usize = 5;
 const MOST_TEXT_BYTES: usize = 1500;
 const MOST_MESSAGE_BYTES: usize = 500;
 
+/// Options of Typst's command line. Hints at them lead nowhere here.
+const ONLY_FOR_A_COMMAND_LINE: [&str; 2] = ["--root", "--features"];
+
 /// An error or a warning.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Diagnostic {
@@ -25,11 +28,20 @@ pub struct Diagnostic {
     pub file: Option<String>,
     /// From 1.
     pub line: Option<usize>,
-    /// From 1, in characters.
+    /// From 0, in characters, as Typst's compiler prints it.
     pub column: Option<usize>,
     pub hints: Vec<String>,
     /// All of it as the Typst compiler prints it, with the source line and a caret.
     pub text: String,
+}
+
+impl Diagnostic {
+    /// An error in a message's data. It has no place in a file.
+    pub(super) fn of_data(message: &str) -> Self {
+        let message = shortened(message, MOST_MESSAGE_BYTES);
+        let text = format!("error: {message}");
+        Self { is_error: true, message, file: None, line: None, column: None, hints: Vec::new(), text }
+    }
 }
 
 impl fmt::Display for Diagnostic {
@@ -43,15 +55,15 @@ impl fmt::Display for Diagnostic {
     }
 }
 
-/// Describes diagnostics, errors as well as warnings; of many the first few.
-pub(super) fn describe<'a>(
-    world: &DocumentWorld,
-    diagnostics: impl IntoIterator<Item = &'a SourceDiagnostic>,
-) -> Vec<Diagnostic> {
-    diagnostics.into_iter().take(MOST_DIAGNOSTICS).map(|diagnostic| describe_one(world, diagnostic)).collect()
+/// Describes diagnostics, errors first; of many the first few.
+pub(super) fn describe(world: &DocumentWorld, mut diagnostics: Vec<SourceDiagnostic>) -> Vec<Diagnostic> {
+    diagnostics.sort_by_key(|diagnostic| diagnostic.severity != Severity::Error);
+    diagnostics.truncate(MOST_DIAGNOSTICS);
+    diagnostics.into_iter().map(|diagnostic| describe_one(world, diagnostic)).collect()
 }
 
-fn describe_one(world: &DocumentWorld, diagnostic: &SourceDiagnostic) -> Diagnostic {
+fn describe_one(world: &DocumentWorld, mut diagnostic: SourceDiagnostic) -> Diagnostic {
+    diagnostic.hints.retain(|hint| !ONLY_FOR_A_COMMAND_LINE.iter().any(|option| hint.v.contains(option)));
     let place = diagnostic.span.id().zip(world.range(diagnostic.span));
     let (line, column) = place
         .as_ref()
@@ -62,9 +74,9 @@ fn describe_one(world: &DocumentWorld, diagnostic: &SourceDiagnostic) -> Diagnos
         message: shortened(&diagnostic.message, MOST_MESSAGE_BYTES),
         file: place.map(|(id, _)| world.name(id)),
         line: line.map(|line| line + 1),
-        column: column.map(|column| column + 1),
+        column,
         hints: diagnostic.hints.iter().take(MOST_HINTS).map(|hint| shortened(&hint.v, MOST_MESSAGE_BYTES)).collect(),
-        text: shortened(&as_typst_prints_it(world, diagnostic), MOST_TEXT_BYTES),
+        text: shortened(&as_typst_prints_it(world, &diagnostic), MOST_TEXT_BYTES),
     }
 }
 

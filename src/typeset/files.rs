@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use typst::diag::{FileError, FileResult, PackageError};
+use typst::ecow::eco_format;
 use typst::foundations::Bytes;
 use typst::syntax::package::PackageSpec;
 use typst::syntax::{FileId, RootedPath, VirtualPath, VirtualRoot};
@@ -13,38 +14,59 @@ use typst_kit::files::{FileLoader, FileStore};
 use super::template_error::TemplateError;
 
 /// Files in memory. Typst's own store around it keeps what it has parsed.
-#[derive(Default)]
-pub(super) struct Files(HashMap<FileId, Bytes>);
+pub(super) struct Files {
+    contents: HashMap<FileId, Bytes>,
+    /// Where packages have been looked for.
+    packages_dir: PathBuf,
+}
 
 impl FileLoader for Files {
     fn load(&self, id: FileId) -> FileResult<Bytes> {
-        self.0.get(&id).cloned().ok_or_else(|| match id.root() {
+        self.contents.get(&id).cloned().ok_or_else(|| match id.root() {
             VirtualRoot::Project => FileError::NotFound(id.vpath().get_without_slash().into()),
             VirtualRoot::Package(package) if self.has_package(package) => {
                 FileError::NotFound(format!("{package}/{}", id.vpath().get_without_slash()).into())
             }
-            VirtualRoot::Package(package) => FileError::Package(PackageError::NotFound(package.clone())),
+            VirtualRoot::Package(package) => FileError::Package(self.no_package(package)),
         })
     }
 }
 
 impl Files {
+    fn new(packages_dir: PathBuf) -> Self {
+        Self { contents: HashMap::new(), packages_dir }
+    }
+
     fn has_package(&self, package: &PackageSpec) -> bool {
-        self.0.keys().any(|id| matches!(id.root(), VirtualRoot::Package(other) if other == package))
+        self.contents.keys().any(|id| matches!(id.root(), VirtualRoot::Package(other) if other == package))
+    }
+
+    fn no_package(&self, package: &PackageSpec) -> PackageError {
+        let PackageSpec { namespace, name, version } = package;
+        let dir = self.packages_dir.join(namespace.as_str()).join(name.as_str()).join(version.to_string());
+        PackageError::Other(Some(eco_format!("{package} is not there: it was looked for in {}", dir.display())))
+    }
+
+    /// The files in the order of their paths, without a slash before them.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Bytes)> {
+        let mut files: Vec<_> =
+            self.contents.iter().map(|(id, content)| (id.vpath().get_without_slash(), content)).collect();
+        files.sort_unstable_by_key(|(path, _)| *path);
+        files.into_iter()
     }
 }
 
 /// Reads a template's own files.
-pub(super) fn load_project(dir: &Path) -> Result<FileStore<Files>, TemplateError> {
-    let mut files = Files::default();
+pub(super) fn load_project(dir: &Path) -> Result<Files, TemplateError> {
+    let mut files = Files::new(PathBuf::new());
     read_folder(&mut files, &VirtualRoot::Project, dir, dir)?;
-    Ok(FileStore::new(files))
+    Ok(files)
 }
 
 /// Reads the packages in a folder of Typst's own layout, `<namespace>/<name>/<version>/`, if there
 /// is one.
 pub(super) fn load_packages(dir: &Path) -> Result<FileStore<Files>, TemplateError> {
-    let mut files = Files::default();
+    let mut files = Files::new(dir.to_owned());
     if dir.is_dir() {
         for namespace in entries(dir)? {
             for name in entries(&namespace)? {
@@ -81,13 +103,13 @@ fn read_folder(files: &mut Files, root: &VirtualRoot, root_dir: &Path, dir: &Pat
         let virtual_path = VirtualPath::virtualize(root_dir, &path)
             .map_err(|error| TemplateError::new(&path, format!("cannot be named in Typst: {error}")))?;
         let content = fs::read(&path).map_err(|error| TemplateError::read(&path, error))?;
-        files.0.insert(RootedPath::new(root.clone(), virtual_path).intern(), Bytes::new(content));
+        files.contents.insert(RootedPath::new(root.clone(), virtual_path).intern(), Bytes::new(content));
     }
     Ok(())
 }
 
 /// What lies in a folder, hidden entries left out, in the order of the names.
-fn entries(dir: &Path) -> Result<Vec<std::path::PathBuf>, TemplateError> {
+fn entries(dir: &Path) -> Result<Vec<PathBuf>, TemplateError> {
     let mut entries = Vec::new();
     for entry in fs::read_dir(dir).map_err(|error| TemplateError::read(dir, error))? {
         let path = entry.map_err(|error| TemplateError::read(dir, error))?.path();

@@ -1,5 +1,6 @@
-//! The fonts that documents may use: those embedded in the binary, and the files of a folder.
-//! Never the system's, so that a document looks the same everywhere.
+//! The fonts that documents may use: those embedded in the binary, the files of a folder, and
+//! those in a template's own folder. Never the system's, so that a document looks the same
+//! everywhere.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,22 +9,44 @@ use typst::foundations::Bytes;
 use typst::text::Font;
 use typst_kit::fonts::FontStore;
 
+use super::files::Files;
 use super::template_error::TemplateError;
 
 /// Loads the embedded fonts and every `.ttf`, `.otf`, `.ttc` and `.otc` file below `dir`, if it exists.
-pub(super) fn load(dir: &Path) -> Result<FontStore, TemplateError> {
-    let mut fonts = FontStore::new();
-    fonts.extend(typst_kit::fonts::embedded());
+pub(super) fn load(dir: &Path) -> Result<Vec<Font>, TemplateError> {
+    let mut fonts: Vec<Font> = typst_kit::fonts::embedded().map(|(font, _)| font).collect();
     if dir.is_dir() {
         for file in font_files(dir)? {
             let data = fs::read(&file).map_err(|error| TemplateError::read(&file, error))?;
-            fonts.extend(Font::iter(Bytes::new(data)).map(|font| {
-                let info = font.info().clone();
-                (font, info)
-            }));
+            fonts.extend(fonts_in(Bytes::new(data)).ok_or_else(|| not_a_font(&file))?);
         }
     }
     Ok(fonts)
+}
+
+/// The fonts that lie among a template's own files.
+pub(super) fn of_template(dir: &Path, files: &Files) -> Result<Vec<Font>, TemplateError> {
+    let mut fonts = Vec::new();
+    for (path, data) in files.iter().filter(|(path, _)| is_font(Path::new(path))) {
+        fonts.extend(fonts_in(data.clone()).ok_or_else(|| not_a_font(&dir.join(path)))?);
+    }
+    Ok(fonts)
+}
+
+/// As Typst asks for them.
+pub(super) fn store<'a>(fonts: impl IntoIterator<Item = &'a Font>) -> FontStore {
+    let mut store = FontStore::new();
+    store.extend(fonts.into_iter().map(|font| (font.clone(), font.info().clone())));
+    store
+}
+
+fn fonts_in(data: Bytes) -> Option<Vec<Font>> {
+    let fonts: Vec<Font> = Font::iter(data).collect();
+    (!fonts.is_empty()).then_some(fonts)
+}
+
+fn not_a_font(file: &Path) -> TemplateError {
+    TemplateError::new(file, "is not a font that Typst can read; TrueType and OpenType fonts are expected")
 }
 
 /// In the order of their paths: which font wins must not depend on the file system.

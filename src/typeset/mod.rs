@@ -6,8 +6,11 @@
 
 pub mod diagnostics;
 mod files;
+mod font_coverage;
 mod fonts;
+mod manifest;
 pub mod pool;
+mod schema;
 mod template_error;
 mod templates;
 mod world;
@@ -15,39 +18,48 @@ mod world;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use typst::foundations::{Bytes, Smart};
+use bytes::Bytes;
+use typst::diag::{Severity, SourceDiagnostic, Warned};
+use typst::foundations::Smart;
 use typst_kit::files::FileStore;
-use typst_kit::fonts::FontStore;
 use typst_layout::PagedDocument;
 use typst_pdf::{PdfOptions, Timestamp};
 
 use diagnostics::Diagnostic;
 use files::Files;
-use templates::Template;
+use templates::{CommonFonts, Template};
 use world::DocumentWorld;
 
-pub use template_error::TemplateError;
+pub use template_error::{TemplateError, TemplateErrors};
 
 /// The message timestamp that samples are set with: 1 January 2026, in milliseconds.
 const SAMPLE_TIMESTAMP_MS: i64 = 1_767_225_600_000;
 
-/// Everything that documents have in common, loaded once: the fonts and the templates.
+/// How Typst's warnings begin that are errors here: nobody reads warnings of a queue worker, and
+/// what came out is not what the template asks for.
+const UNKNOWN_FONT: &str = "unknown font family";
+const NO_CONVERGENCE: &str = "document did not converge";
+
+/// Everything that documents have in common, loaded once: the templates and their packages.
 pub struct Typesetter {
-    fonts: FontStore,
     packages: FileStore<Files>,
     templates: BTreeMap<String, Template>,
 }
 
 /// What one message asks for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Document {
     pub template: String,
     /// The JSON that the template finds as a file, whole.
-    pub data: Vec<u8>,
+    pub data: Bytes,
+    /// What the template finds in its folder `files`, by name.
+    pub files: BTreeMap<String, Bytes>,
     /// Identifies the document for ever: the PDF's document id is made from it.
     pub ident: String,
     /// Milliseconds since 1970, UTC: the only clock that a template sees.
     pub timestamp_ms: Option<i64>,
+    /// Whether it is a template's own sample.
+    pub is_sample: bool,
 }
 
 /// A document that came out.
@@ -62,6 +74,8 @@ pub struct Pdf {
 #[derive(Debug)]
 pub enum SetError {
     UnknownTemplate,
+    /// Where the data are not what the template's schema says.
+    Data(Vec<Diagnostic>),
     /// What Typst had to say: at least one error, and the warnings.
     Typst(Vec<Diagnostic>),
 }
@@ -71,62 +85,123 @@ impl Typesetter {
     /// `templates_dir`. No file is opened afterwards.
     ///
     /// # Errors
-    /// When the folder, a manifest or a sample cannot be read or is not what it should be.
-    pub fn load(templates_dir: &Path) -> Result<Self, TemplateError> {
-        Ok(Self {
-            fonts: fonts::load(&templates_dir.join("fonts"))?,
-            packages: files::load_packages(&templates_dir.join("packages"))?,
-            templates: templates::load(templates_dir)?,
-        })
+    /// When the folder, a manifest, a schema or a sample cannot be read or is not what it should
+    /// be: with all that is wrong.
+    pub fn load(templates_dir: &Path) -> Result<Self, TemplateErrors> {
+        let (typesetter, broken) =
+            Self::load_what_can_be(templates_dir).map_err(|error| TemplateErrors(vec![error]))?;
+        if broken.is_empty() { Ok(typesetter) } else { Err(TemplateErrors(broken.into_values().collect())) }
+    }
+
+    /// The same, but leaves out templates that are broken, and gives their names and what is
+    /// wrong with them.
+    ///
+    /// # Errors
+    /// When what they have in common is broken.
+    pub fn load_what_can_be(templates_dir: &Path) -> Result<(Self, BTreeMap<String, TemplateError>), TemplateError> {
+        let fonts = CommonFonts::new(fonts::load(&templates_dir.join("fonts"))?);
+        let packages = files::load_packages(&templates_dir.join("packages"))?;
+        let mut templates = BTreeMap::new();
+        let mut broken = BTreeMap::new();
+        for (name, dir) in templates::find(templates_dir)? {
+            match templates::load(&name, &dir, &fonts) {
+                Ok(template) => drop(templates.insert(name, template)),
+                Err(error) => drop(broken.insert(name, error)),
+            }
+        }
+        Ok((Self { packages, templates }, broken))
     }
 
     /// The names of the templates and the versions in their manifests.
     pub fn templates(&self) -> impl Iterator<Item = (&str, String)> {
-        self.templates.iter().map(|(name, template)| (name.as_str(), template.version.to_string()))
+        self.templates.iter().map(|(name, template)| (name.as_str(), template.manifest.version.to_string()))
+    }
+
+    /// The PDF standards that a template's documents conform to, as its manifest has them.
+    pub fn standards(&self, template: &str) -> &[String] {
+        self.templates.get(template).map_or(&[], |template| &template.manifest.standard_names)
     }
 
     /// The document that a template's `sample.json` asks for.
     #[must_use]
     pub fn sample(&self, template: &str) -> Option<Document> {
-        let data = self.templates.get(template)?.sample.clone();
+        let Template { sample, sample_files, .. } = self.templates.get(template)?;
         Some(Document {
             template: template.to_owned(),
-            data,
+            data: sample.clone(),
+            files: sample_files.clone(),
             ident: "sample".to_owned(),
             timestamp_ms: Some(SAMPLE_TIMESTAMP_MS),
+            is_sample: true,
         })
     }
 
-    /// Compiles and exports a document.
+    /// Checks a document's data, compiles and exports it.
     ///
     /// Has to be called on a pool of [`pool`]: Typst puts work on the pool that the calling
     /// thread belongs to, and else on rayon's global one, whose threads never end.
     ///
     /// # Errors
-    /// When there is no such template, or Typst finds an error in it with these data.
+    /// When there is no such template, the data are not what its schema says, or Typst finds an
+    /// error in it with these data. What would only be a warning in Typst can be an error here:
+    /// a font that is not there, characters that no font has, a layout that does not converge.
     ///
     /// # Panics
     /// When Typst does, as it may on unforeseen input.
     pub fn set(&self, document: Document) -> Result<Pdf, SetError> {
         let template = self.templates.get(&document.template).ok_or(SetError::UnknownTemplate)?;
-        let options = PdfOptions {
-            ident: Smart::Custom(document.ident),
-            timestamp: document.timestamp_ms.and_then(world::utc).map(Timestamp::new_utc),
-            standards: template.standards.clone(),
-            tagged: template.tagged,
-            ..PdfOptions::default()
-        };
-        let world = DocumentWorld::new(self, template, Bytes::new(document.data), document.timestamp_ms);
-        let compiled = typst::compile::<PagedDocument>(&world);
-        let exported = compiled.output.and_then(|paged| Ok((typst_pdf::pdf(&paged, &options)?, paged.pages().len())));
+        if let Some(schema) = &template.schema {
+            let violations = schema.violations(&document.data);
+            if !violations.is_empty() {
+                return Err(SetError::Data(violations));
+            }
+        }
+        let options = pdf_options(template, &document);
+        let world = DocumentWorld::new(self, template, document);
+        let Warned { output, warnings } = typst::compile::<PagedDocument>(&world);
+        let mut found: Vec<SourceDiagnostic> = warnings.into_iter().map(|warning| judged(warning, template)).collect();
+        let exported = output.and_then(|paged| {
+            found.extend(font_coverage::diagnose(&paged, &template.named_fonts, template.manifest.allow_missing_fonts));
+            Ok((typst_pdf::pdf(&paged, &options)?, paged.pages().len()))
+        });
         match exported {
-            Ok((bytes, pages)) => Ok(Pdf { bytes, pages, warnings: diagnostics::describe(&world, &compiled.warnings) }),
+            Ok((bytes, pages)) if !found.iter().any(is_error) => {
+                Ok(Pdf { bytes, pages, warnings: diagnostics::describe(&world, found) })
+            }
+            Ok(_) => Err(SetError::Typst(diagnostics::describe(&world, found))),
             Err(errors) => {
-                let all = errors.iter().chain(&compiled.warnings);
-                Err(SetError::Typst(diagnostics::describe(&world, all)))
+                found.extend(errors);
+                Err(SetError::Typst(diagnostics::describe(&world, found)))
             }
         }
     }
+}
+
+fn pdf_options(template: &Template, document: &Document) -> PdfOptions {
+    PdfOptions {
+        ident: Smart::Custom(document.ident.clone()),
+        timestamp: document.timestamp_ms.and_then(world::utc).map(Timestamp::new_utc),
+        standards: template.manifest.standards.clone(),
+        tagged: template.manifest.tagged,
+        ..PdfOptions::default()
+    }
+}
+
+/// A warning of Typst's as it counts here.
+fn judged(mut warning: SourceDiagnostic, template: &Template) -> SourceDiagnostic {
+    let is_missing_font = warning.message.starts_with(UNKNOWN_FONT) && !template.manifest.allow_missing_fonts;
+    if is_missing_font || warning.message.starts_with(NO_CONVERGENCE) {
+        warning.severity = Severity::Error;
+    }
+    if is_missing_font {
+        warning.hint("add the font to templates/fonts or to the template's folder; the system's are not used");
+        warning.hint("with [tool.pressrun] allow-missing-fonts = true the next font in the list is taken");
+    }
+    warning
+}
+
+fn is_error(diagnostic: &SourceDiagnostic) -> bool {
+    diagnostic.severity == Severity::Error
 }
 
 /// Forgets what was memoized before the latest document. What a template makes the same each

@@ -22,3 +22,8 @@ impl TemplateError {
         Self { path: path.to_owned(), problem: format!("cannot be read: {error}"), source: Some(error.into()) }
     }
 }
+
+/// All that is wrong with the templates of a folder.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+pub struct TemplateErrors(pub Vec<TemplateError>);

@@ -2,110 +2,132 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use serde::Deserialize;
 use typst::Library;
 use typst::LibraryExt;
 use typst::foundations::{Dict, IntoValue};
-use typst::syntax::package::{PackageManifest, PackageVersion};
 use typst::syntax::{FileId, RootedPath, VirtualPath, VirtualRoot};
+use typst::text::Font;
 use typst::utils::LazyHash;
 use typst_kit::files::FileStore;
-use typst_pdf::{PdfStandard, PdfStandards};
+use typst_kit::fonts::FontStore;
 
 use super::files::{self, Files};
+use super::font_coverage::NamedFonts;
+use super::fonts;
+use super::manifest::{self, Manifest};
+use super::schema::Schema;
 use super::template_error::TemplateError;
+use super::world;
 
 /// The file that a document's data are served as, at the template's root. `sys.inputs.data`
 /// holds this name.
 const DATA_FILE: &str = "data.json";
-const MANIFEST_FILE: &str = "typst.toml";
 const SAMPLE_FILE: &str = "sample.json";
 /// Folders beside the templates that are not templates.
 const NOT_TEMPLATES: [&str; 2] = ["fonts", "packages"];
+/// Files that may name a font.
+const TEXT_FILES: [&str; 5] = ["typ", "json", "toml", "yaml", "yml"];
 
 /// A template, loaded.
 pub(super) struct Template {
     pub name: String,
-    pub version: PackageVersion,
+    pub manifest: Manifest,
+    pub schema: Option<Schema>,
     pub library: LazyHash<Library>,
     pub main: FileId,
     pub data: FileId,
     pub files: FileStore<Files>,
-    pub standards: PdfStandards,
-    pub tagged: bool,
-    pub sample: Vec<u8>,
+    /// The common ones and those in the template's own folder.
+    pub fonts: Arc<FontStore>,
+    pub named_fonts: NamedFonts,
+    pub sample: bytes::Bytes,
+    /// What comes with the sample, as other files come with a message.
+    pub sample_files: BTreeMap<String, bytes::Bytes>,
 }
 
-/// The `[tool.pressrun]` section of a manifest.
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct PressrunSection {
-    /// The JSON Schema of the data, a path in the template's folder.
-    schema: Option<String>,
-    #[serde(default)]
-    standards: Vec<PdfStandard>,
-    tagged: Option<bool>,
+/// The fonts that all templates have.
+pub(super) struct CommonFonts {
+    fonts: Vec<Font>,
+    store: Arc<FontStore>,
 }
 
-/// Loads every template below `dir`.
-pub(super) fn load(dir: &Path) -> Result<BTreeMap<String, Template>, TemplateError> {
+impl CommonFonts {
+    pub fn new(fonts: Vec<Font>) -> Self {
+        Self { store: Arc::new(fonts::store(&fonts)), fonts }
+    }
+
+    /// These and others.
+    fn with(&self, others: &[Font]) -> Arc<FontStore> {
+        if others.is_empty() { self.store.clone() } else { Arc::new(fonts::store(self.fonts.iter().chain(others))) }
+    }
+}
+
+/// The folders below `dir` that are templates, by name.
+pub(super) fn find(dir: &Path) -> Result<BTreeMap<String, PathBuf>, TemplateError> {
     let mut templates = BTreeMap::new();
     for entry in fs::read_dir(dir).map_err(|error| TemplateError::read(dir, error))? {
         let path = entry.map_err(|error| TemplateError::read(dir, error))?.path();
         let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
             return Err(TemplateError::new(&path, "a template's name has to be UTF-8"));
         };
-        if !path.is_dir() || name.starts_with('.') || NOT_TEMPLATES.contains(&name) {
-            continue;
+        if path.is_dir() && !name.starts_with('.') && !NOT_TEMPLATES.contains(&name) {
+            templates.insert(name.to_owned(), path);
         }
-        templates.insert(name.to_owned(), load_template(name, &path)?);
     }
     if templates.is_empty() {
-        return Err(TemplateError::new(dir, format!("holds no template: a folder with a {MANIFEST_FILE} is expected")));
+        return Err(TemplateError::new(dir, "holds no template: a folder with a typst.toml is expected"));
     }
     Ok(templates)
 }
 
-fn load_template(name: &str, dir: &Path) -> Result<Template, TemplateError> {
-    let manifest_path = dir.join(MANIFEST_FILE);
-    let text = fs::read_to_string(&manifest_path).map_err(|error| TemplateError::read(&manifest_path, error))?;
-    let mut manifest: PackageManifest =
-        toml::from_str(&text).map_err(|error| TemplateError::new(&manifest_path, error.to_string()))?;
-    let section = pressrun_section(&mut manifest)
-        .map_err(|error| TemplateError::new(&manifest_path, format!("[tool.pressrun]: {error}")))?;
-    if let Some(schema) = &section.schema {
-        let schema_path = dir.join(schema);
-        fs::metadata(&schema_path).map_err(|error| TemplateError::read(&schema_path, error))?;
-    }
-    let standards = PdfStandards::new(&section.standards).map_err(|error| {
-        TemplateError::new(&manifest_path, format!("[tool.pressrun] standards: {}", error.message()))
-    })?;
-    let main = file_id(&manifest.package.entrypoint).ok_or_else(|| {
-        TemplateError::new(&manifest_path, "entrypoint has to be a path inside the template's folder")
-    })?;
+/// Loads the template in the folder `dir`.
+pub(super) fn load(name: &str, dir: &Path, fonts: &CommonFonts) -> Result<Template, TemplateError> {
+    let manifest = manifest::load(dir)?;
+    let main = main_file(dir, &manifest)?;
+    let schema = manifest.schema.as_ref().map(|path| Schema::load(&dir.join(path))).transpose()?;
     let sample_path = dir.join(SAMPLE_FILE);
     let sample = fs::read(&sample_path).map_err(|error| TemplateError::read(&sample_path, error))?;
+    let files = files::load_project(dir)?;
+    let fonts = fonts.with(&fonts::of_template(dir, &files)?);
     Ok(Template {
         name: name.to_owned(),
-        version: manifest.package.version,
+        manifest,
+        schema,
         library: LazyHash::new(library()),
         main,
         data: file_id(DATA_FILE).expect("a plain name is a path"),
-        files: files::load_project(dir)?,
-        standards,
-        tagged: section.tagged.unwrap_or(true),
-        sample,
+        named_fonts: NamedFonts::find(fonts.book(), texts(&files)),
+        fonts,
+        sample: sample.into(),
+        sample_files: sample_files(&files),
+        files: FileStore::new(files),
     })
 }
 
-fn pressrun_section(manifest: &mut PackageManifest) -> Result<PressrunSection, toml::de::Error> {
-    manifest
-        .tool
-        .sections
-        .remove("pressrun")
-        .map_or_else(|| Ok(PressrunSection::default()), PressrunSection::deserialize)
+fn main_file(dir: &Path, manifest: &Manifest) -> Result<FileId, TemplateError> {
+    let path = dir.join(&manifest.entrypoint);
+    let id = file_id(&manifest.entrypoint).ok_or("lies outside of the template's folder, where it is expected");
+    let id = id.map_err(|problem| TemplateError::new(&path, format!("the entrypoint {problem}")))?;
+    if path.is_file() {
+        Ok(id)
+    } else {
+        Err(TemplateError::new(&path, "the entrypoint that typst.toml names is not there"))
+    }
+}
+
+fn texts(files: &Files) -> impl Iterator<Item = &str> {
+    let is_text = |path: &str| {
+        Path::new(path).extension().is_some_and(|extension| TEXT_FILES.iter().any(|text| extension == *text))
+    };
+    files.iter().filter(move |(path, _)| is_text(path)).filter_map(|(_, content)| content.as_str().ok())
+}
+
+fn sample_files(files: &Files) -> BTreeMap<String, bytes::Bytes> {
+    let named = files.iter().filter_map(|(path, content)| Some((world::file_of_message(path)?, content)));
+    named.map(|(name, content)| (name.to_owned(), bytes::Bytes::from_owner(content.clone()))).collect()
 }
 
 /// The same for every document of every template: it is part of the key of what Typst memoizes.
@@ -128,5 +150,10 @@ impl Template {
             VirtualRoot::Project => format!("{}/{path}", self.name),
             VirtualRoot::Package(package) => format!("{package}/{path}"),
         }
+    }
+
+    /// How the sample's data are called in diagnostics.
+    pub(super) fn sample_name(&self) -> String {
+        format!("{}/{SAMPLE_FILE}", self.name)
     }
 }

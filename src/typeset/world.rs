@@ -3,6 +3,7 @@
 
 use time::OffsetDateTime;
 use typst::diag::{FileError, FileResult};
+use typst::ecow::eco_format;
 use typst::foundations::{Bytes, Datetime, Duration};
 use typst::syntax::{FileId, Source, VirtualRoot};
 use typst::text::{Font, FontBook};
@@ -11,22 +12,24 @@ use typst::{Library, World};
 use typst_kit::diagnostics::DiagnosticWorld;
 use typst_kit::files::FileStore;
 
-use super::Typesetter;
 use super::files::Files;
 use super::templates::Template;
+use super::{Document, Typesetter};
+
+/// The folder, at a template's root, of the files that come with a message. What lies there in
+/// the template itself comes with its sample.
+const FILES_FOLDER: &str = "files/";
 
 /// The world of one document.
 pub(super) struct DocumentWorld<'a> {
     common: &'a Typesetter,
     template: &'a Template,
-    /// Served beside the template's file store, which would keep it for the next document.
-    data: Bytes,
-    timestamp_ms: Option<i64>,
+    document: Document,
 }
 
 impl<'a> DocumentWorld<'a> {
-    pub fn new(common: &'a Typesetter, template: &'a Template, data: Bytes, timestamp_ms: Option<i64>) -> Self {
-        Self { common, template, data, timestamp_ms }
+    pub fn new(common: &'a Typesetter, template: &'a Template, document: Document) -> Self {
+        Self { common, template, document }
     }
 
     fn store(&self, id: FileId) -> &'a FileStore<Files> {
@@ -40,6 +43,30 @@ impl<'a> DocumentWorld<'a> {
     pub fn is_data(&self, id: FileId) -> bool {
         id == self.template.data
     }
+
+    /// A file of the message, if the id is one's. They are served beside the template's file
+    /// store, which would keep them for the next document.
+    fn file_of_message(&self, id: FileId) -> Option<FileResult<Bytes>> {
+        if self.is_data(id) {
+            return Some(Ok(Bytes::new(self.document.data.clone())));
+        }
+        let path = id.vpath().get_without_slash();
+        let name = file_of_message(path).filter(|_| matches!(id.root(), VirtualRoot::Project))?;
+        let file = self.document.files.get(name).map(|file| Bytes::new(file.clone()));
+        Some(file.ok_or_else(|| self.no_such_file(name)))
+    }
+
+    fn no_such_file(&self, name: &str) -> FileError {
+        let whose = if self.document.is_sample { "the template's folder files" } else { "the message's \"files\"" };
+        let names: Vec<&str> = self.document.files.keys().map(String::as_str).collect();
+        let there_are = if names.is_empty() { "no files".to_owned() } else { names.join(", ") };
+        FileError::Other(Some(eco_format!("{whose} has no {name:?}; there are: {there_are}")))
+    }
+}
+
+/// The name of the message's file that a path in the template stands for, if it is one's.
+pub(super) fn file_of_message(path: &str) -> Option<&str> {
+    path.strip_prefix(FILES_FOLDER)
 }
 
 impl World for DocumentWorld<'_> {
@@ -48,7 +75,7 @@ impl World for DocumentWorld<'_> {
     }
 
     fn book(&self) -> &LazyHash<FontBook> {
-        self.common.fonts.book()
+        self.template.fonts.book()
     }
 
     fn main(&self) -> FileId {
@@ -56,20 +83,23 @@ impl World for DocumentWorld<'_> {
     }
 
     fn source(&self, id: FileId) -> FileResult<Source> {
-        // Data can be read, never run.
-        if self.is_data(id) { Err(FileError::NotSource) } else { self.store(id).source(id) }
+        match self.file_of_message(id) {
+            // What a message brings can be read, never run.
+            Some(_) => Err(FileError::NotSource),
+            None => self.store(id).source(id),
+        }
     }
 
     fn file(&self, id: FileId) -> FileResult<Bytes> {
-        if self.is_data(id) { Ok(self.data.clone()) } else { self.store(id).file(id) }
+        self.file_of_message(id).unwrap_or_else(|| self.store(id).file(id))
     }
 
     fn font(&self, index: usize) -> Option<Font> {
-        self.common.fonts.font(index)
+        self.template.fonts.font(index)
     }
 
     fn today(&self, offset: Option<Duration>) -> Option<Datetime> {
-        let sent = date_time(self.timestamp_ms?)?;
+        let sent = date_time(self.document.timestamp_ms?)?;
         let there = sent.checked_add(offset.map_or(time::Duration::ZERO, Into::into))?;
         Some(Datetime::Date(there.date()))
     }
@@ -77,7 +107,11 @@ impl World for DocumentWorld<'_> {
 
 impl DiagnosticWorld for DocumentWorld<'_> {
     fn name(&self, id: FileId) -> String {
-        self.template.file_name(id)
+        match (self.is_data(id), self.document.is_sample) {
+            (true, true) => self.template.sample_name(),
+            (true, false) => "data".to_owned(),
+            (false, _) => self.template.file_name(id),
+        }
     }
 }
 

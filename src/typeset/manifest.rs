@@ -1,0 +1,137 @@
+//! What a template's `typst.toml` says of it, checked.
+
+use std::fs;
+use std::iter;
+use std::path::Path;
+
+use serde::Deserialize;
+use typst::ecow::EcoString;
+use typst::syntax::package::{PackageManifest, PackageVersion};
+use typst_pdf::{PdfStandard, PdfStandards};
+
+use super::template_error::TemplateError;
+
+const MANIFEST_FILE: &str = "typst.toml";
+
+/// Standards that promise a tagged PDF. Typst would claim them for an untagged one too.
+const TAGGED_STANDARDS: [PdfStandard; 4] = [PdfStandard::A_1a, PdfStandard::A_2a, PdfStandard::A_3a, PdfStandard::Ua_1];
+
+/// A manifest whose parts go together.
+pub(super) struct Manifest {
+    pub version: PackageVersion,
+    /// The Typst file to compile, a path in the template's folder.
+    pub entrypoint: String,
+    /// The JSON Schema of the data, a path in the template's folder.
+    pub schema: Option<String>,
+    pub standards: PdfStandards,
+    /// The standards' names as the manifest has them.
+    pub standard_names: Vec<String>,
+    pub tagged: bool,
+    pub allow_missing_fonts: bool,
+}
+
+/// The `[tool.pressrun]` section, the place that Typst's manifest keeps for other tools.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct PressrunSection {
+    schema: Option<String>,
+    #[serde(default)]
+    standards: Vec<PdfStandard>,
+    tagged: Option<bool>,
+    #[serde(default)]
+    allow_missing_fonts: bool,
+}
+
+/// Reads the manifest of the template in `dir`.
+pub(super) fn load(dir: &Path) -> Result<Manifest, TemplateError> {
+    let path = dir.join(MANIFEST_FILE);
+    let text = fs::read_to_string(&path).map_err(|error| TemplateError::read(&path, error))?;
+    parse(&text).map_err(|problem| TemplateError::new(&path, problem))
+}
+
+fn parse(text: &str) -> Result<Manifest, String> {
+    let mut manifest: PackageManifest = toml::from_str(text).map_err(|error| error.to_string())?;
+    let section = pressrun_section(&mut manifest).map_err(|error| format!("[tool.pressrun]: {error}"))?;
+    let tagged = section.tagged.unwrap_or(true);
+    Ok(Manifest {
+        version: manifest.package.version,
+        entrypoint: manifest.package.entrypoint.into(),
+        schema: section.schema,
+        standards: standards(&section.standards, tagged).map_err(|error| format!("[tool.pressrun] {error}"))?,
+        standard_names: section.standards.into_iter().map(name_of).collect(),
+        tagged,
+        allow_missing_fonts: section.allow_missing_fonts,
+    })
+}
+
+fn pressrun_section(manifest: &mut PackageManifest) -> Result<PressrunSection, String> {
+    let Some(section) = manifest.tool.sections.remove("pressrun") else { return Ok(PressrunSection::default()) };
+    PressrunSection::deserialize(section).map_err(|error| error.message().to_owned())
+}
+
+fn standards(asked: &[PdfStandard], tagged: bool) -> Result<PdfStandards, String> {
+    if let Some(standard) = asked.iter().find(|standard| !tagged && TAGGED_STANDARDS.contains(standard)) {
+        let name = name_of(*standard);
+        return Err(format!("tagged = false: {name} is for tagged PDFs; leave tagged out or ask for another standard"));
+    }
+    PdfStandards::new(asked).map_err(|error| {
+        let said: Vec<&str> = iter::once(error.message()).chain(error.hints()).map(EcoString::as_str).collect();
+        format!("standards: {}", said.join("; "))
+    })
+}
+
+/// As the manifest spells it.
+fn name_of(standard: PdfStandard) -> String {
+    serde_json::to_value(standard).ok().and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(section: &str) -> Result<Manifest, String> {
+        let package = "[package]\nname = \"letter\"\nversion = \"1.0.0\"\nentrypoint = \"main.typ\"\n";
+        parse(&format!("{package}[tool.pressrun]\n{section}"))
+    }
+
+    #[test]
+    fn a_section_may_be_empty_or_say_all() {
+        let manifest = with("").unwrap();
+        assert!(manifest.tagged && !manifest.allow_missing_fonts && manifest.schema.is_none());
+        let manifest = with(
+            "schema = \"schema.json\"\nstandards = [\"a-2b\", \"ua-1\", \"1.7\"]\ntagged = true\n\
+             allow-missing-fonts = true",
+        )
+        .unwrap();
+        assert_eq!(manifest.standard_names, ["a-2b", "ua-1", "1.7"]);
+        assert!(manifest.allow_missing_fonts);
+    }
+
+    #[test]
+    fn what_cannot_be_says_the_key_and_what_it_takes() {
+        for (section, expected) in [
+            (
+                "shema = \"a\"",
+                "unknown field `shema`, expected one of `schema`, `standards`, `tagged`, `allow-missing-fonts`",
+            ),
+            ("standards = [\"a-9z\"]", "unknown variant `a-9z`, expected one of `1.4`, "),
+            ("standards = \"a-2b\"", "invalid type: string \"a-2b\", expected a sequence"),
+            ("standards = [\"a-2b\", \"a-3b\"]", "standards: choose at most one PDF/A standard"),
+            ("standards = [\"a-2b\", \"1.4\", \"1.7\"]", "standards: PDF cannot conform to"),
+            (
+                "standards = [\"a-2b\", \"2.0\"]",
+                "standards: PDF 2.0 is not compatible with PDF/A-2b; PDF/A-2b requires",
+            ),
+            ("standards = [\"a-4\", \"ua-1\"]", "standards: PDF/A-4 and PDF/UA-1 are mutually incompatible"),
+            ("tagged = \"yes\"", "invalid type: string \"yes\", expected a boolean"),
+        ] {
+            let problem = with(section).err().unwrap();
+            assert!(problem.starts_with("[tool.pressrun]") && problem.contains(expected), "{section}: {problem}");
+        }
+        for standard in ["a-1a", "a-2a", "a-3a", "ua-1"] {
+            let problem = with(&format!("standards = [\"{standard}\"]\ntagged = false")).err().unwrap();
+            assert!(problem.starts_with(&format!("[tool.pressrun] tagged = false: {standard} is ")), "{problem}");
+        }
+        assert!(with("standards = [\"a-2b\"]\ntagged = false").is_ok());
+    }
+}

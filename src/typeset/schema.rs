@@ -1,0 +1,227 @@
+//! The JSON Schema of a template's data, and where data are not what it says.
+
+use std::fs;
+use std::path::Path;
+use std::sync::LazyLock;
+
+use jsonschema::Validator;
+use jsonschema::error::{ValidationError, ValidationErrorKind};
+use serde_json::{Value, json};
+
+use super::diagnostics::Diagnostic;
+use super::template_error::TemplateError;
+
+const DIALECT: &str = "https://json-schema.org/draft/2020-12/schema";
+/// More violations than these are not reported.
+const MOST_VIOLATIONS: usize = 20;
+/// Of alternatives that all failed, as many are explained.
+const MOST_ALTERNATIVES: usize = 3;
+
+/// A JSON Schema, 2020-12, ready to be asked. Formats are asserted.
+pub(super) struct Schema(Validator);
+
+/// JSON Schema 2020-12's own schema, but for keywords that it does not know: it takes them for
+/// annotations, so that a misspelt one would never be missed.
+static STRICT_META_SCHEMA: LazyLock<Validator> = LazyLock::new(|| {
+    let meta_schema = json!({
+        "$schema": DIALECT,
+        "$id": "urn:pressrun:strict-schema",
+        "$dynamicAnchor": "meta",
+        "$ref": DIALECT,
+        "unevaluatedProperties": false,
+    });
+    jsonschema::draft202012::options().build(&meta_schema).expect("the schema of schemas is one")
+});
+
+impl Schema {
+    /// Reads a schema, and checks that it is one and that no keyword in it is misspelt.
+    pub fn load(path: &Path) -> Result<Self, TemplateError> {
+        let text = fs::read(path).map_err(|error| TemplateError::read(path, error))?;
+        Self::parse(&text).map_err(|problem| TemplateError::new(path, problem))
+    }
+
+    fn parse(text: &[u8]) -> Result<Self, String> {
+        let schema: Value = serde_json::from_slice(text).map_err(|error| format!("is not JSON: {error}"))?;
+        check_dialect(&schema)?;
+        // The stricter one names a wrong value only as a keyword that is not allowed.
+        jsonschema::draft202012::meta::validate(&schema)
+            .and_then(|()| STRICT_META_SCHEMA.validate(&schema))
+            .map_err(|error| format!("is not a JSON Schema of 2020-12: {}: {error}", place(&error)))?;
+        jsonschema::draft202012::options()
+            .should_validate_formats(true)
+            .should_ignore_unknown_formats(false)
+            .build(&schema)
+            .map(Self)
+            .map_err(|error| format!("cannot be used as a schema: {error}"))
+    }
+
+    /// Where data are not what the schema says, the first [`MOST_VIOLATIONS`] places; none if
+    /// they are. Tells where and of what kind the values are, never what they are.
+    pub fn violations(&self, data: &[u8]) -> Vec<Diagnostic> {
+        match serde_json::from_slice::<Value>(data) {
+            Ok(data) => self
+                .0
+                .iter_errors(&data)
+                .take(MOST_VIOLATIONS)
+                .map(|error| Diagnostic::of_data(&describe(&error)))
+                .collect(),
+            Err(error) => vec![Diagnostic::of_data(&format!("the data are not JSON that can be read: {error}"))],
+        }
+    }
+}
+
+fn check_dialect(schema: &Value) -> Result<(), String> {
+    match schema.get("$schema") {
+        Some(dialect) if dialect != DIALECT => {
+            Err(format!("has the \"$schema\" {dialect}; expected is \"{DIALECT}\" or none"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// As in `/lines/3/price: value is not of type "string"; found a number`.
+fn describe(error: &ValidationError) -> String {
+    let found = kind_of(error.instance());
+    format!("{}: {}{}; found {found}", place(error), error.masked(), alternatives(error))
+}
+
+/// What is wrong with the alternatives that a schema offers.
+fn alternatives(error: &ValidationError) -> String {
+    let (ValidationErrorKind::AnyOf { context } | ValidationErrorKind::OneOfNotValid { context }) = error.kind() else {
+        return String::new();
+    };
+    let first_errors = context.iter().filter_map(|errors| errors.first()).take(MOST_ALTERNATIVES);
+    let explained: Vec<String> = first_errors.map(|error| format!("{}: {}", place(error), error.masked())).collect();
+    if explained.is_empty() { String::new() } else { format!(" ({})", explained.join("; or ")) }
+}
+
+/// A JSON pointer; the whole data have an empty one.
+fn place(error: &ValidationError) -> String {
+    let pointer = error.instance_path().as_str();
+    if pointer.is_empty() { "at the top".to_owned() } else { pointer.to_owned() }
+}
+
+fn kind_of(value: &Value) -> String {
+    match value {
+        Value::Null => "null".to_owned(),
+        Value::Bool(_) => "a boolean".to_owned(),
+        Value::Number(_) => "a number".to_owned(),
+        Value::String(text) => format!("a string of length {}", text.chars().count()),
+        Value::Array(items) => format!("an array of length {}", items.len()),
+        Value::Object(members) => format!("an object with {} members", members.len()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn violations(schema: &Value, data: &Value) -> Vec<String> {
+        let schema = Schema::parse(schema.to_string().as_bytes()).unwrap();
+        schema.violations(data.to_string().as_bytes()).into_iter().map(|violation| violation.message).collect()
+    }
+
+    fn refused(schema: &Value) -> String {
+        Schema::parse(schema.to_string().as_bytes()).err().unwrap()
+    }
+
+    #[test]
+    fn every_violation_says_where_what_was_expected_and_what_was_found() {
+        let schema = json!({
+            "required": ["name"],
+            "additionalProperties": false,
+            "properties": {
+                "name": {"type": "string"},
+                "day": {"type": "string", "format": "date"},
+                "lines": {"maxItems": 2, "items": {"required": ["price"], "properties": {"price": {"type": "string"}}}},
+                "to": {"anyOf": [{"type": "null"}, {"type": "object", "required": ["street"]}]},
+            },
+        });
+        let data = json!({
+            "day": "2026-02-30",
+            "lines": [{"price": 1}, {}, {"price": "1"}],
+            "nmae": "secret",
+            "to": {"secret": 1},
+        });
+        let mut found = violations(&schema, &data);
+        found.sort();
+        assert_eq!(
+            found,
+            [
+                "/day: value is not a \"date\"; found a string of length 10",
+                "/lines/0/price: value is not of type \"string\"; found a number",
+                "/lines/1: \"price\" is a required property; found an object with 0 members",
+                "/lines: value has more than 2 items; found an array of length 3",
+                "/to: value is not valid under any of the schemas listed in the 'anyOf' keyword \
+                 (/to: value is not of type \"null\"; or /to: \"street\" is a required property); \
+                 found an object with 1 members",
+                "at the top: \"name\" is a required property; found an object with 4 members",
+                "at the top: Additional properties are not allowed ('nmae' was unexpected); \
+                 found an object with 4 members",
+            ]
+        );
+        assert!(violations(&schema, &json!({"name": "", "day": "2026-02-28", "to": null})).is_empty());
+    }
+
+    #[test]
+    fn no_more_violations_are_told_than_can_be_read() {
+        let schema = json!({"items": {"type": "string"}});
+        assert_eq!(violations(&schema, &Value::from(vec![0; 10_000])).len(), MOST_VIOLATIONS);
+    }
+
+    #[test]
+    fn a_value_is_never_told() {
+        let schemas = [
+            json!({"type": "number"}),
+            json!({"const": 1}),
+            json!({"enum": [1]}),
+            json!({"pattern": "^x"}),
+            json!({"maxLength": 3}),
+            json!({"format": "email"}),
+            json!({"not": {"type": "string"}}),
+            json!({"oneOf": [{"type": "null"}, {"maxLength": 1}]}),
+            json!(false),
+        ];
+        for schema in schemas {
+            let told = violations(&schema, &json!("my secret")).join("");
+            assert!(!told.is_empty() && !told.contains("secret"), "{schema}: {told}");
+        }
+    }
+
+    #[test]
+    fn a_misspelt_keyword_is_an_error_wherever_it_stands() {
+        for schema in [
+            json!({"maxLenght": 3}),
+            json!({"properties": {"a": {"items": {"requierd": ["b"]}}}}),
+            json!({"$defs": {"a": {"anyOf": [{"typ": "string"}]}}}),
+            json!({"additionalProperties": {"minimun": 1}}),
+        ] {
+            let problem = refused(&schema);
+            assert!(
+                problem.starts_with("is not a JSON Schema of 2020-12: ") && problem.contains("unexpected"),
+                "{problem}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_no_schema_is_an_error() {
+        for (schema, expected) in [
+            (json!({"type": "text"}), "is not a JSON Schema of 2020-12: /type"),
+            (json!({"maxItems": -1}), "is not a JSON Schema of 2020-12: /maxItems"),
+            (json!({"format": "dat"}), "dat"),
+            (json!({"pattern": "("}), "\"(\" is not a \"regex\""),
+            (json!({"$ref": "#/$defs/missing"}), "missing"),
+            (json!({"$ref": "https://example.org/other.json"}), "example.org"),
+            (json!({"$ref": "other.json"}), "other.json"),
+            (
+                json!({"$schema": "http://json-schema.org/draft-07/schema#"}),
+                "expected is \"https://json-schema.org/draft/2020-12/schema\"",
+            ),
+            (json!([]), "is not a JSON Schema"),
+        ] {
+            let problem = refused(&schema);
+            assert!(problem.contains(expected), "{schema}: {problem}");
+        }
+    }
+}
