@@ -3,9 +3,13 @@
 //!
 //!     cargo run --release --example local -- events/batch.json
 //!     cargo run --release --example local -- --template invoice data/*.json
+//!     cargo run --release --example local -- check
+//!     cargo run --release --example local -- new letter
 
-#[path = "../tests/embedded_s3/mod.rs"]
+mod check;
+#[path = "../../tests/embedded_s3/mod.rs"]
 mod embedded_s3;
+mod new_template;
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -18,7 +22,7 @@ use std::{env, fs};
 
 use embedded_s3::EmbeddedS3;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use pressrun::config::Config;
+use pressrun::config::{Config, ConfigError};
 use pressrun::function::deadline::Deadline;
 use pressrun::function::records::{self, Record};
 use pressrun::function::verdict::Verdict;
@@ -29,6 +33,8 @@ use serde_json::{Value, json};
 const USAGE: &str = "\
 usage: local EVENT.json ...                      SQS events, as in events/
        local --template NAME DATA.json ...       one document a data file
+       local check                               every template with its sample
+       local new NAME                            makes a template's folder that works
 
 The PDFs are left in out/. TEMPLATES_DIR, WORKERS, MEMORY_MB, MAX_RENDER_MS (here
 30000 unless set) and OUTPUT_PREFIX work as in the function.";
@@ -54,8 +60,24 @@ fn main() -> ExitCode {
 }
 
 async fn run() -> Result<ExitCode, Box<dyn Error>> {
-    let batches = batches(&env::args_os().skip(1).collect::<Vec<_>>())?;
-    let config = Config::from_variables(|name| {
+    let arguments: Vec<OsString> = env::args_os().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().filter_map(|argument| argument.to_str()).collect();
+    match words[..] {
+        ["--help" | "-h"] => {
+            println!("{USAGE}");
+            Ok(ExitCode::SUCCESS)
+        }
+        ["check"] => {
+            let config = config()?;
+            check::check(&config.templates_dir, config.cores)
+        }
+        ["new", name] => new_template::new_template(&config()?.templates_dir, name),
+        _ => set(batches(&arguments)?).await,
+    }
+}
+
+fn config() -> Result<Config, ConfigError> {
+    Config::from_variables(|name| {
         env::var(name).ok().or_else(|| match name {
             "OUTPUT_BUCKET" => Some(OUTPUT_BUCKET.to_owned()),
             "INPUT_BUCKET" => Some(INPUT_BUCKET.to_owned()),
@@ -63,7 +85,12 @@ async fn run() -> Result<ExitCode, Box<dyn Error>> {
             "MAX_RENDER_MS" => Some("30000".to_owned()),
             _ => None,
         })
-    })?;
+    })
+}
+
+/// Has the function set what is in these batches.
+async fn set(batches: Vec<Vec<Record>>) -> Result<ExitCode, Box<dyn Error>> {
+    let config = config()?;
     let output_bucket = config.output_bucket.clone();
     let input_bucket = config.input_bucket.clone().unwrap_or_default();
     fs::create_dir_all(OUTPUT_FOLDER).map_err(|error| format!("{OUTPUT_FOLDER}: {error}"))?;
@@ -96,9 +123,9 @@ async fn run() -> Result<ExitCode, Box<dyn Error>> {
 fn batches(arguments: &[OsString]) -> Result<Vec<Vec<Record>>, Box<dyn Error>> {
     match arguments {
         [] => Err(USAGE.into()),
-        [option] if option == "--help" || option == "-h" => Err(USAGE.into()),
         [option, template, files @ ..] if option == "--template" && !files.is_empty() => {
             let template = template.to_str().ok_or("a template's name is UTF-8")?;
+            check_names(files)?;
             let records: Vec<Record> =
                 files.iter().map(|file| data_file(template, Path::new(file))).collect::<Result<_, _>>()?;
             Ok(records.chunks(BATCH_SIZE).map(<[Record]>::to_vec).collect())
@@ -106,6 +133,18 @@ fn batches(arguments: &[OsString]) -> Result<Vec<Vec<Record>>, Box<dyn Error>> {
         [option, ..] if option.to_string_lossy().starts_with('-') => Err(USAGE.into()),
         events => events.iter().map(|file| event_file(Path::new(file))).collect(),
     }
+}
+
+/// Every document has a file of its own in the output folder.
+fn check_names(files: &[OsString]) -> Result<(), String> {
+    let mut names = BTreeMap::new();
+    for file in files {
+        if let Some(other) = names.insert(Path::new(file).file_stem(), file) {
+            let (other, file) = (other.display(), file.display());
+            return Err(format!("{other} and {file} would both become the same PDF; give them different names"));
+        }
+    }
+    Ok(())
 }
 
 fn event_file(file: &Path) -> Result<Vec<Record>, Box<dyn Error>> {
