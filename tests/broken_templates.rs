@@ -261,6 +261,7 @@ fn characters_without_a_font_are_an_error_and_never_boxes() {
         ] {
             let failure = templates.failure(note(text)).await;
             assert_eq!(failure.code, ErrorCode::TypstError, "{text}");
+            assert!(failure.message.contains("(hint: the data have them at /text)"), "{}", failure.message);
             assert!(
                 failure.message.starts_with("note/main.typ:2:1: error: no font has ")
                     && failure.message.contains(named),

@@ -233,7 +233,7 @@ async fn pages(stage: &mut Stage, template: &str, data: Value) -> Result<usize, 
     match stage.function.set_batch(records, Deadline::NONE).await.remove(0).1 {
         Verdict::Stored(stored) => Ok(stored.pages),
         Verdict::PermanentFailure(failure) => Err(failure),
-        other => panic!("{other:?}"),
+        Verdict::TransientFailure(failure) => panic!("{failure:?}"),
     }
 }
 

@@ -18,7 +18,7 @@ pub fn check(templates_dir: &Path, threads: usize) -> Result<ExitCode, Box<dyn E
     let mut failed = broken.len();
     for (name, error) in &broken {
         println!("{:<7} {name}", "error");
-        eprintln!("{error}");
+        println!("{error}");
     }
     for (name, _) in typesetter.templates() {
         match set_sample(&typesetter, name, threads)? {
@@ -59,6 +59,6 @@ fn set_sample(typesetter: &Typesetter, name: &str, threads: usize) -> Result<Che
 
 fn print_all(diagnostics: &[Diagnostic]) {
     for diagnostic in diagnostics {
-        eprintln!("{}", diagnostic.text);
+        println!("{}", diagnostic.text);
     }
 }

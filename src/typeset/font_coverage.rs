@@ -5,7 +5,9 @@
 
 use std::collections::BTreeSet;
 
+use serde_json::Value;
 use typst::diag::{SourceDiagnostic, error, warning};
+use typst::ecow::eco_format;
 use typst::layout::{Frame, FrameItem};
 use typst::syntax::Span;
 use typst::text::{FontBook, FontFlags, FontInfo, TextItem};
@@ -64,13 +66,18 @@ fn kind_of(font: &FontInfo) -> FontFlags {
 
 /// What the text of a document wanted and did not get: errors for characters that no font has
 /// (warnings where boxes are allowed), warnings for those in a font unlike the template's own.
-pub(super) fn diagnose(document: &PagedDocument, named: &NamedFonts, boxes_are_allowed: bool) -> Vec<SourceDiagnostic> {
+pub(super) fn diagnose(
+    document: &PagedDocument,
+    data: &[u8],
+    named: &NamedFonts,
+    boxes_are_allowed: bool,
+) -> Vec<SourceDiagnostic> {
     let mut found = Found { named, page: 0, places: Vec::new() };
     for page in document.pages() {
         found.page += 1;
         found.search(&page.frame);
     }
-    found.places.iter().map(|place| place.describe(boxes_are_allowed)).collect()
+    found.places.iter().map(|place| place.describe(data, boxes_are_allowed)).collect()
 }
 
 struct Found<'a> {
@@ -127,12 +134,20 @@ impl Found<'_> {
 }
 
 impl Place {
-    fn describe(&self, boxes_are_allowed: bool) -> SourceDiagnostic {
+    fn describe(&self, data: &[u8], boxes_are_allowed: bool) -> SourceDiagnostic {
         let mut characters = in_words(&self.characters);
         // Typst does not know where all text comes from.
         if self.span.is_detached() {
             characters = format!("{characters}, on page {}", self.page);
         }
+        let diagnostic = self.problem(&characters, boxes_are_allowed);
+        match places_in_data(data, &self.characters).join(", ") {
+            places if places.is_empty() => diagnostic,
+            places => diagnostic.with_hint(eco_format!("the data have them at {places}")),
+        }
+    }
+
+    fn problem(&self, characters: &str, boxes_are_allowed: bool) -> SourceDiagnostic {
         let to_do = "add a font that has them to templates/fonts or to the template's folder";
         match &self.family {
             Some(family) => warning!(
@@ -146,6 +161,42 @@ impl Place {
                 hint: "with [tool.pressrun] allow-missing-fonts = true they are printed as boxes"
             ),
         }
+    }
+}
+
+/// The first JSON pointers to strings with one of these characters.
+fn places_in_data(data: &[u8], characters: &BTreeSet<char>) -> Vec<String> {
+    let mut places = Vec::new();
+    if let Ok(data) = serde_json::from_slice(data) {
+        search_data(&data, "", characters, &mut places);
+    }
+    places
+}
+
+fn search_data(value: &Value, pointer: &str, characters: &BTreeSet<char>, places: &mut Vec<String>) {
+    if places.len() == MOST_PLACES {
+        return;
+    }
+    match value {
+        Value::String(text) if text.contains(|character| characters.contains(&character)) => {
+            places.push(pointer.to_owned());
+        }
+        Value::Array(items) => {
+            for (index, item) in items.iter().enumerate() {
+                search_data(item, &format!("{pointer}/{index}"), characters, places);
+            }
+        }
+        Value::Object(members) => {
+            for (name, member) in members {
+                search_data(
+                    member,
+                    &format!("{pointer}/{}", name.replace('~', "~0").replace('/', "~1")),
+                    characters,
+                    places,
+                );
+            }
+        }
+        _ => {}
     }
 }
 

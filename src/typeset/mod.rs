@@ -157,11 +157,13 @@ impl Typesetter {
             }
         }
         let options = pdf_options(template, &document);
+        let data = document.data.clone();
         let world = DocumentWorld::new(self, template, document);
         let Warned { output, warnings } = typst::compile::<PagedDocument>(&world);
         let mut found: Vec<SourceDiagnostic> = warnings.into_iter().map(|warning| judged(warning, template)).collect();
         let exported = output.and_then(|paged| {
-            found.extend(font_coverage::diagnose(&paged, &template.named_fonts, template.manifest.allow_missing_fonts));
+            let boxes_are_allowed = template.manifest.allow_missing_fonts;
+            found.extend(font_coverage::diagnose(&paged, &data, &template.named_fonts, boxes_are_allowed));
             Ok((typst_pdf::pdf(&paged, &options)?, paged.pages().len()))
         });
         match exported {
