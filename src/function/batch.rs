@@ -1,24 +1,27 @@
-//! One batch on its way: messages are read, documents go to free presses, and each PDF is stored
-//! as soon as it is there, while others are still being set.
+//! One batch on its way: each record's message is read, its document set by a free press, and the
+//! PDF stored as soon as it is there, while others are still being set.
 //!
 //! All of it is one future, with no task of its own: when it is dropped, at the deadline, no
 //! part of it goes on.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use futures_util::stream::{self, StreamExt};
-use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::limits::{Limits, MemoryLimit, TimeLimit};
 use super::records::Record;
+use super::shares::Shares;
 use super::verdict::{ErrorCode, Failure, Stored, Verdict};
 use crate::job::{Body, Job, JobError, Pointer, Surroundings};
 use crate::press::frames::{Answer, Cause, Header};
 use crate::press::room::{Outcome, Room};
 use crate::storage::{InputError, Storage};
+use crate::typeset::diagnostics::Diagnostic;
 
 /// How many messages are read at once.
 const MOST_READS: usize = 8;
@@ -39,59 +42,52 @@ pub struct Workshop<'a> {
 /// The verdicts, in the order of the records; `None` while there is none.
 pub type Verdicts = RefCell<Vec<Option<Verdict>>>;
 
-/// A document that waits for a press.
-struct Queued<'a> {
-    index: usize,
+/// Records that are worked through one after another.
+type Chain = VecDeque<usize>;
+
+/// A record whose message is read.
+struct Document<'a> {
     record: &'a Record,
     job: Job,
 }
 
+/// A document that waits for a press.
+struct Queued<'a> {
+    document: Document<'a>,
+    answer: oneshot::Sender<Setting<'a>>,
+}
+
+/// What comes of a document at a press.
+enum Setting<'a> {
+    Set(Document<'a>, Typeset),
+    NotSet(Verdict),
+    /// It is to be set again, alone in a fresh run and with all the memory.
+    NeedsMoreMemory(Document<'a>),
+}
+
 /// A PDF that waits to be stored.
-struct Finished {
-    index: usize,
-    job: Job,
-    stored: Stored,
+struct Typeset {
+    pages: usize,
+    warnings: Vec<Diagnostic>,
+    typesetting: Duration,
     pdf: Bytes,
     /// Makes room for another PDF when it is dropped.
     _room: OwnedSemaphorePermit,
 }
 
-/// How the cores are shared: what a document may use that is being set.
-struct Shares {
-    cores: usize,
-    waiting: Cell<usize>,
-    working: Cell<usize>,
-    threads: watch::Sender<usize>,
-}
+/// Where documents are sent that want a press. The presses' invocation ends when nobody can send
+/// any more.
+type ToPresses<'a> = mpsc::UnboundedSender<Queued<'a>>;
 
-impl Shares {
-    fn new(cores: usize, waiting: usize) -> Self {
-        let shares = Self { cores, waiting: waiting.into(), working: 0.into(), threads: watch::Sender::new(1) };
-        shares.update();
-        shares
-    }
+/// Where documents wait for a press.
+type Queue<'a> = Mutex<mpsc::UnboundedReceiver<Queued<'a>>>;
 
-    fn one_fewer_waits(&self) {
-        self.waiting.set(self.waiting.get() - 1);
-        self.update();
-    }
-
-    fn one_starts(&self) {
-        self.working.set(self.working.get() + 1);
-        self.one_fewer_waits();
-    }
-
-    fn one_ends(&self) {
-        self.working.set(self.working.get() - 1);
-        self.update();
-    }
-
-    /// Tells the documents under way, when it changes.
-    fn update(&self) {
-        let documents = self.waiting.get() + self.working.get();
-        let share = self.cores.div_ceil(documents.max(1));
-        self.threads.send_if_modified(|threads| std::mem::replace(threads, share) != share);
-    }
+/// A document that had too little memory while others had theirs, and the records that have to
+/// wait for it.
+struct SetAside<'a> {
+    index: usize,
+    document: Document<'a>,
+    rest: Chain,
 }
 
 /// A batch on its way.
@@ -100,25 +96,15 @@ struct Batch<'a> {
     records: &'a [Record],
     verdicts: &'a Verdicts,
     shares: Shares,
+    reads: Semaphore,
+    uploads: Semaphore,
     /// As many permits as there may be PDFs in memory.
     room_for_pdfs: Arc<Semaphore>,
     /// The size of those that are.
     held_bytes: Cell<usize>,
     presses: usize,
-    /// Documents that had too little memory while others had theirs.
-    set_aside: RefCell<Vec<Queued<'a>>>,
+    set_aside: RefCell<Vec<SetAside<'a>>>,
 }
-
-/// Why a document has not been set.
-enum NotSet {
-    /// And will not be in this invocation.
-    Decided(Verdict),
-    /// It is to be set again, alone in a fresh run and with all the memory.
-    NeedsMoreMemory,
-}
-
-/// Where documents wait for a press.
-type Queue<'a> = Mutex<mpsc::UnboundedReceiver<Queued<'a>>>;
 
 /// Sets and stores every record's document. Returns when each has its verdict and every run that
 /// has seen one has ended.
@@ -128,106 +114,141 @@ pub async fn set_all(workshop: &Workshop<'_>, rooms: &mut [Room], records: &[Rec
         records,
         verdicts,
         shares: Shares::new(workshop.cores, records.len()),
+        reads: Semaphore::new(MOST_READS),
+        uploads: Semaphore::new(MOST_UPLOADS),
         room_for_pdfs: Arc::new(Semaphore::new(rooms.len() + MOST_UPLOADS)),
         held_bytes: Cell::new(0),
         presses: rooms.len(),
         set_aside: RefCell::default(),
     };
-    let (to_presses, queue) = mpsc::unbounded_channel();
-    let (to_storage, mut finished) = mpsc::unbounded_channel();
-    let queue = Mutex::new(queue);
-
-    let reading = batch.read_all(to_presses);
-    let setting = async {
-        join_all(rooms.iter_mut().map(|room| batch.keep_busy(room, &queue, &to_storage))).await;
-        if let Some(room) = rooms.first_mut() {
-            batch.set_those_set_aside(room, &to_storage).await;
+    let mut chains: Vec<Chain> = (0..records.len()).map(|index| Chain::from([index])).collect();
+    loop {
+        batch.work_side_by_side(rooms, chains).await;
+        chains = Vec::new();
+        let Some(room) = rooms.first_mut() else { return };
+        loop {
+            let Some(set_aside) = batch.set_aside.borrow_mut().pop() else { break };
+            chains.extend(batch.work_alone(room, set_aside).await);
         }
-        drop(to_storage);
-    };
-    let storing = stream::poll_fn(|context| finished.poll_recv(context))
-        .for_each_concurrent(MOST_UPLOADS, |pdf| batch.store(pdf));
-    tokio::join!(reading, setting, storing);
+        if chains.is_empty() {
+            return;
+        }
+    }
 }
 
 impl<'a> Batch<'a> {
-    /// Turns records into documents that wait for a press. Messages that are in S3 are fetched,
-    /// the others are there at once.
-    async fn read_all(&self, queue: mpsc::UnboundedSender<Queued<'a>>) {
-        let queue = &queue;
-        stream::iter(self.records.iter().enumerate())
-            .for_each_concurrent(MOST_READS, async |(index, record)| match read(self.workshop, record).await {
-                Ok(job) => {
-                    let waits = queue.send(Queued { index, record, job });
-                    debug_assert!(waits.is_ok(), "the queue lives as long as its presses");
-                }
-                Err(verdict) => {
-                    self.shares.one_fewer_waits();
+    /// Works through chains side by side, on all presses.
+    async fn work_side_by_side(&self, rooms: &mut [Room], chains: Vec<Chain>) {
+        let (to_presses, queue) = mpsc::unbounded_channel();
+        let queue = Mutex::new(queue);
+        self.shares.begin(chains.len());
+        let working = join_all(chains.into_iter().map(|chain| self.work_through(chain, to_presses.clone())));
+        drop(to_presses);
+        let setting = join_all(rooms.iter_mut().map(|room| self.keep_busy(room, &queue)));
+        tokio::join!(working, setting);
+    }
+
+    /// Works through a chain, until a document of it has to be set aside.
+    async fn work_through(&self, mut chain: Chain, to_presses: ToPresses<'a>) {
+        let mut to_presses = Some(to_presses);
+        while let Some(index) = chain.pop_front() {
+            let to_press = if chain.is_empty() { to_presses.take() } else { to_presses.clone() };
+            let setting = self.read_and_set(index, to_press).await;
+            let is_set_aside = matches!(setting, Setting::NeedsMoreMemory(_));
+            if chain.is_empty() || is_set_aside {
+                self.shares.one_fewer_side_by_side();
+            }
+            match setting {
+                Setting::Set(document, typeset) => {
+                    let verdict = self.store(document, typeset).await;
                     self.decide(index, verdict);
                 }
-            })
-            .await;
+                Setting::NotSet(verdict) => self.decide(index, verdict),
+                Setting::NeedsMoreMemory(document) => {
+                    self.set_aside.borrow_mut().push(SetAside { index, document, rest: chain });
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Reads a record's message and has its document set. Gives `to_press` back as soon as it is
+    /// not needed.
+    async fn read_and_set(&self, index: usize, to_press: Option<ToPresses<'a>>) -> Setting<'a> {
+        let record = &self.records[index];
+        let job = match self.read(record).await {
+            Ok(job) => job,
+            Err(verdict) => {
+                self.shares.one_fewer_waits();
+                return Setting::NotSet(verdict);
+            }
+        };
+        let (answer, answered) = oneshot::channel();
+        let waits =
+            to_press.is_some_and(|press| press.send(Queued { document: Document { record, job }, answer }).is_ok());
+        debug_assert!(waits, "presses wait as long as documents can be sent to them");
+        answered.await.expect("a press answers for every document")
+    }
+
+    async fn read(&self, record: &Record) -> Result<Job, Verdict> {
+        let _turn = self.reads.acquire().await.expect("the semaphore is never closed");
+        read(self.workshop, record).await
     }
 
     /// Gives a press one document after another, and ends its run when there are no more.
-    async fn keep_busy(&self, room: &mut Room, queue: &Queue<'a>, storage: &mpsc::UnboundedSender<Finished>) {
+    async fn keep_busy(&self, room: &mut Room, queue: &Queue<'a>) {
         loop {
             let room_for_pdf = self.room_for_pdf(1).await;
-            let Some(document) = queue.lock().await.recv().await else { break };
-            self.shares.one_starts();
-            self.set_and_pass_on(room, document, self.presses, room_for_pdf, storage).await;
-            self.shares.one_ends();
+            let Some(Queued { document, answer }) = queue.lock().await.recv().await else { break };
+            self.shares.one_fewer_waits();
+            let setting = self.set(room, document, self.presses, room_for_pdf).await;
+            let is_awaited = answer.send(setting).is_ok();
+            debug_assert!(is_awaited, "a document's chain waits for it");
         }
         room.end_invocation().await;
     }
 
-    /// Sets one after another the documents that had too little memory: each when no other
-    /// document is being set and no PDF waits to be stored, in a run of its own.
-    async fn set_those_set_aside(&self, room: &mut Room, storage: &mpsc::UnboundedSender<Finished>) {
+    /// Sets a document again, when no other is being set and no PDF waits to be stored, in a run
+    /// of its own. What had to wait for it can then go on.
+    async fn work_alone(&self, room: &mut Room, set_aside: SetAside<'a>) -> Option<Chain> {
+        let SetAside { index, document, rest } = set_aside;
         let whole = self.presses + MOST_UPLOADS;
-        loop {
-            let Some(document) = self.set_aside.borrow_mut().pop() else { break };
-            let mut room_for_pdf = self.room_for_pdf(u32::try_from(whole).unwrap_or(u32::MAX)).await;
-            drop(room_for_pdf.split(whole - 1));
-            self.set_and_pass_on(room, document, 1, room_for_pdf, storage).await;
-            room.end_invocation().await;
-        }
+        let mut room_for_pdf = self.room_for_pdf(u32::try_from(whole).unwrap_or(u32::MAX)).await;
+        drop(room_for_pdf.split(whole - 1));
+        self.shares.begin(1);
+        let setting = self.set(room, document, 1, room_for_pdf).await;
+        room.end_invocation().await;
+        let verdict = match setting {
+            Setting::Set(document, typeset) => self.store(document, typeset).await,
+            Setting::NotSet(verdict) => verdict,
+            Setting::NeedsMoreMemory(document) => {
+                self.set_aside.borrow_mut().push(SetAside { index, document, rest });
+                return None;
+            }
+        };
+        self.decide(index, verdict);
+        Some(rest).filter(|rest| !rest.is_empty())
     }
 
     async fn room_for_pdf(&self, pdfs: u32) -> OwnedSemaphorePermit {
         self.room_for_pdfs.clone().acquire_many_owned(pdfs).await.expect("the semaphore is never closed")
     }
 
-    /// Has a document set, with the memory that it may have while so many presses are at work,
-    /// and passes on what came of it.
-    async fn set_and_pass_on(
+    /// Has a document set, with the memory that it may have while so many presses are at work.
+    /// Again if its run ended and it was not to blame.
+    async fn set(
         &self,
         room: &mut Room,
-        document: Queued<'a>,
+        document: Document<'a>,
         presses: usize,
         room_for_pdf: OwnedSemaphorePermit,
-        storage: &mpsc::UnboundedSender<Finished>,
-    ) {
-        match self.set_one(room, &document, presses).await {
-            Ok((stored, pdf)) => {
-                let Queued { index, job, .. } = document;
-                self.held_bytes.update(|held| held + pdf.len());
-                let waits = storage.send(Finished { index, job, stored, pdf, _room: room_for_pdf });
-                debug_assert!(waits.is_ok(), "PDFs are stored until the last press is done");
-            }
-            Err(NotSet::Decided(verdict)) => self.decide(document.index, verdict),
-            Err(NotSet::NeedsMoreMemory) => self.set_aside.borrow_mut().push(document),
-        }
-    }
-
-    /// Has a document set, again if its run ended and it was not to blame.
-    async fn set_one(&self, room: &mut Room, document: &Queued<'a>, presses: usize) -> Result<(Stored, Bytes), NotSet> {
-        let Queued { record, job, .. } = document;
-        let mut threads = self.shares.threads.subscribe();
+    ) -> Setting<'a> {
+        let Document { record, job } = &document;
+        let mut threads = self.shares.threads();
         let mut lost = Failure::new(ErrorCode::RunLost, "no try has been made");
         for _ in 0..MOST_TRIES {
             let limits = &self.workshop.limits;
-            let time = limits.time(self.shares.waiting.get() > 0 || !self.set_aside.borrow().is_empty());
+            let time = limits.time(self.shares.others_wait() || !self.set_aside.borrow().is_empty());
             let memory = limits.memory(presses, self.held_bytes.get());
             let memory = MemoryLimit { is_whole_budget: memory.is_whole_budget && room.is_fresh(), ..memory };
             let header = Header {
@@ -240,11 +261,17 @@ impl<'a> Batch<'a> {
             };
             lost = match room.set(&header, &job.data, &mut threads).await {
                 Ok(Outcome::Answered(Answer::Set { pages, warnings, typesetting }, pdf)) => {
-                    return Ok((Stored { key: job.key.clone(), pages, bytes: pdf.len(), warnings, typesetting }, pdf));
+                    self.held_bytes.update(|held| held + pdf.len());
+                    let typeset = Typeset { pages, warnings, typesetting, pdf, _room: room_for_pdf };
+                    return Setting::Set(document, typeset);
                 }
                 Ok(Outcome::Answered(answer, _)) => {
                     log_last_words(&record.message_id, &answer);
-                    not_set(answer, time, memory)?
+                    match not_set(answer, time, memory) {
+                        NotSet::TryAgain(failure) => failure,
+                        NotSet::Decided(verdict) => return Setting::NotSet(verdict),
+                        NotSet::NeedsMoreMemory => return Setting::NeedsMoreMemory(document),
+                    }
                 }
                 Ok(Outcome::PressLost(error)) => {
                     Failure::new(ErrorCode::RunLost, format!("the press was lost: {error}"))
@@ -254,23 +281,34 @@ impl<'a> Batch<'a> {
             let (message_id, reason) = (&record.message_id, &lost.message);
             tracing::warn!(message_id, reason, "its process was lost, which is not the document's fault");
         }
-        Err(NotSet::Decided(Verdict::TransientFailure(lost)))
+        Setting::NotSet(Verdict::TransientFailure(lost))
     }
 
-    async fn store(&self, finished: Finished) {
-        let Finished { index, job, stored, pdf, _room } = finished;
-        let bytes = pdf.len();
-        let verdict = match self.workshop.storage.store(job, stored.pages, pdf).await {
-            Ok(()) => Verdict::Stored(stored),
-            Err(error) => Verdict::TransientFailure(Failure::new(ErrorCode::StorageUnavailable, error.to_string())),
-        };
+    async fn store(&self, document: Document<'a>, typeset: Typeset) -> Verdict {
+        let _turn = self.uploads.acquire().await.expect("the semaphore is never closed");
+        let Document { job, .. } = document;
+        let Typeset { pages, warnings, typesetting, pdf, _room } = typeset;
+        let (key, bytes) = (job.key.clone(), pdf.len());
+        let stored = self.workshop.storage.store(job, pages, pdf).await;
         self.held_bytes.update(|held| held - bytes);
-        self.decide(index, verdict);
+        match stored {
+            Ok(()) => Verdict::Stored(Stored { key, pages, bytes, warnings, typesetting }),
+            Err(error) => Verdict::TransientFailure(Failure::new(ErrorCode::StorageUnavailable, error.to_string())),
+        }
     }
 
     fn decide(&self, index: usize, verdict: Verdict) {
         self.verdicts.borrow_mut()[index] = Some(verdict);
     }
+}
+
+/// Why a document has not been set.
+enum NotSet {
+    /// And will not be in this invocation.
+    Decided(Verdict),
+    NeedsMoreMemory,
+    /// That is nobody's fault.
+    TryAgain(Failure),
 }
 
 async fn read(workshop: &Workshop<'_>, record: &Record) -> Result<Job, Verdict> {
@@ -311,10 +349,9 @@ fn log_last_words(message_id: &str, answer: &Answer) {
     }
 }
 
-/// What an answer without a PDF means. A failure that comes back is nobody's fault, and worth
-/// another try.
-fn not_set(answer: Answer, time: TimeLimit, memory: MemoryLimit) -> Result<Failure, NotSet> {
-    let permanent = |failure| Err(NotSet::Decided(Verdict::PermanentFailure(failure)));
+/// What an answer without a PDF means.
+fn not_set(answer: Answer, time: TimeLimit, memory: MemoryLimit) -> NotSet {
+    let permanent = |failure| NotSet::Decided(Verdict::PermanentFailure(failure));
     let (end, cause) = match answer {
         Answer::Set { .. } => unreachable!("is a PDF"),
         Answer::Refused { diagnostics } => return permanent(Failure::typst(diagnostics)),
@@ -325,11 +362,11 @@ fn not_set(answer: Answer, time: TimeLimit, memory: MemoryLimit) -> Result<Failu
         Answer::RunDied { end, cause } => (end, cause),
     };
     match cause {
-        Cause::Nobody => Ok(Failure::run_died(ErrorCode::RunLost, &end)),
+        Cause::Nobody => NotSet::TryAgain(Failure::run_died(ErrorCode::RunLost, &end)),
         Cause::Document => permanent(Failure::run_died(ErrorCode::RunKilled, &end)),
         Cause::TimeLimit if time.is_whole_grant => permanent(Failure::too_slow(time, &end)),
-        Cause::TimeLimit => Err(NotSet::Decided(Verdict::TransientFailure(Failure::too_slow(time, &end)))),
+        Cause::TimeLimit => NotSet::Decided(Verdict::TransientFailure(Failure::too_slow(time, &end))),
         Cause::MemoryLimit if memory.is_whole_budget => permanent(Failure::too_large(memory, &end)),
-        Cause::MemoryLimit => Err(NotSet::NeedsMoreMemory),
+        Cause::MemoryLimit => NotSet::NeedsMoreMemory,
     }
 }

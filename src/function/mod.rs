@@ -1,15 +1,16 @@
 //! The Lambda function: an SQS event in, a verdict for every record out.
 //!
 //! [`records`] takes the event apart, [`batch`] sets and stores, [`verdict`] is what becomes of
-//! each record, [`deadline`] and [`limits`] how long there is, [`runtime`]
-//! what Lambda calls. Imports everything else. Must never be true: that
-//! the handler returns while something that it started goes on.
+//! each record, [`deadline`], [`limits`] and [`shares`] how much time, memory and threads there
+//! are, [`runtime`] what Lambda calls. Imports everything else. Must never be true: that the
+//! handler returns while something that it started goes on.
 
 mod batch;
 pub mod deadline;
 pub mod limits;
 pub mod records;
 mod runtime;
+mod shares;
 pub mod verdict;
 
 use std::cell::RefCell;
