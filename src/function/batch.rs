@@ -5,7 +5,6 @@
 //! part of it goes on.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +12,7 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
+use super::chains::{Chain, Turn, Turns, chains};
 use super::limits::{Limits, MemoryLimit, TimeLimit};
 use super::records::Record;
 use super::shares::Shares;
@@ -42,13 +42,12 @@ pub struct Workshop<'a> {
 /// The verdicts, in the order of the records; `None` while there is none.
 pub type Verdicts = RefCell<Vec<Option<Verdict>>>;
 
-/// Records that are worked through one after another.
-type Chain = VecDeque<usize>;
-
 /// A record whose message is read.
 struct Document<'a> {
     record: &'a Record,
     job: Job,
+    /// To write its key.
+    turn: Option<Turn>,
 }
 
 /// A document that waits for a press.
@@ -96,6 +95,7 @@ struct Batch<'a> {
     records: &'a [Record],
     verdicts: &'a Verdicts,
     shares: Shares,
+    turns: Turns,
     reads: Semaphore,
     uploads: Semaphore,
     /// As many permits as there may be PDFs in memory.
@@ -114,6 +114,7 @@ pub async fn set_all(workshop: &Workshop<'_>, rooms: &mut [Room], records: &[Rec
         records,
         verdicts,
         shares: Shares::new(workshop.cores, records.len()),
+        turns: Turns::default(),
         reads: Semaphore::new(MOST_READS),
         uploads: Semaphore::new(MOST_UPLOADS),
         room_for_pdfs: Arc::new(Semaphore::new(rooms.len() + MOST_UPLOADS)),
@@ -121,10 +122,9 @@ pub async fn set_all(workshop: &Workshop<'_>, rooms: &mut [Room], records: &[Rec
         presses: rooms.len(),
         set_aside: RefCell::default(),
     };
-    let mut chains: Vec<Chain> = (0..records.len()).map(|index| Chain::from([index])).collect();
+    let mut chains = chains(records);
     loop {
-        batch.work_side_by_side(rooms, chains).await;
-        chains = Vec::new();
+        batch.work_side_by_side(rooms, std::mem::take(&mut chains)).await;
         let Some(room) = rooms.first_mut() else { return };
         loop {
             let Some(set_aside) = batch.set_aside.borrow_mut().pop() else { break };
@@ -154,21 +154,45 @@ impl<'a> Batch<'a> {
         while let Some(index) = chain.pop_front() {
             let to_press = if chain.is_empty() { to_presses.take() } else { to_presses.clone() };
             let setting = self.read_and_set(index, to_press).await;
-            let is_set_aside = matches!(setting, Setting::NeedsMoreMemory(_));
-            if chain.is_empty() || is_set_aside {
+            let is_last = chain.is_empty();
+            if is_last {
                 self.shares.one_fewer_side_by_side();
             }
-            match setting {
-                Setting::Set(document, typeset) => {
-                    let verdict = self.store(document, typeset).await;
-                    self.decide(index, verdict);
-                }
-                Setting::NotSet(verdict) => self.decide(index, verdict),
-                Setting::NeedsMoreMemory(document) => {
-                    self.set_aside.borrow_mut().push(SetAside { index, document, rest: chain });
-                    return;
-                }
+            match self.conclude(index, setting, chain).await {
+                Some(rest) => chain = rest,
+                None if is_last => return,
+                None => return self.shares.one_fewer_side_by_side(),
             }
+        }
+    }
+
+    /// Decides a record's verdict, when its PDF is stored if there is one. Gives back the records
+    /// that come after it in its chain, if they can go on.
+    async fn conclude(&self, index: usize, setting: Setting<'a>, rest: Chain) -> Option<Chain> {
+        let verdict = match setting {
+            Setting::Set(document, typeset) => Box::pin(self.store(document, typeset)).await,
+            Setting::NotSet(verdict) => verdict,
+            Setting::NeedsMoreMemory(mut document) => {
+                // Others that write the same key would wait for it, and it waits for all others.
+                document.turn = None;
+                self.set_aside.borrow_mut().push(SetAside { index, document, rest });
+                return None;
+            }
+        };
+        let is_settled = verdict.is_settled();
+        self.decide(index, verdict);
+        if !is_settled {
+            self.stop(index, rest);
+            return None;
+        }
+        Some(rest).filter(|rest| !rest.is_empty())
+    }
+
+    /// Fails the rest of a message group, unstarted: it must not overtake the record that failed.
+    fn stop(&self, failed: usize, rest: Chain) {
+        for index in rest {
+            self.shares.one_fewer_waits();
+            self.decide(index, Verdict::TransientFailure(Failure::group_stopped(&self.records[failed].message_id)));
         }
     }
 
@@ -176,16 +200,17 @@ impl<'a> Batch<'a> {
     /// not needed.
     async fn read_and_set(&self, index: usize, to_press: Option<ToPresses<'a>>) -> Setting<'a> {
         let record = &self.records[index];
-        let job = match self.read(record).await {
+        let job = match Box::pin(self.read(record)).await {
             Ok(job) => job,
             Err(verdict) => {
                 self.shares.one_fewer_waits();
                 return Setting::NotSet(verdict);
             }
         };
+        let turn = Some(self.turns.take(&job.key).await);
         let (answer, answered) = oneshot::channel();
-        let waits =
-            to_press.is_some_and(|press| press.send(Queued { document: Document { record, job }, answer }).is_ok());
+        let waits = to_press
+            .is_some_and(|press| press.send(Queued { document: Document { record, job, turn }, answer }).is_ok());
         debug_assert!(waits, "presses wait as long as documents can be sent to them");
         answered.await.expect("a press answers for every document")
     }
@@ -218,16 +243,7 @@ impl<'a> Batch<'a> {
         self.shares.begin(1);
         let setting = self.set(room, document, 1, room_for_pdf).await;
         room.end_invocation().await;
-        let verdict = match setting {
-            Setting::Set(document, typeset) => self.store(document, typeset).await,
-            Setting::NotSet(verdict) => verdict,
-            Setting::NeedsMoreMemory(document) => {
-                self.set_aside.borrow_mut().push(SetAside { index, document, rest });
-                return None;
-            }
-        };
-        self.decide(index, verdict);
-        Some(rest).filter(|rest| !rest.is_empty())
+        self.conclude(index, setting, rest).await
     }
 
     async fn room_for_pdf(&self, pdfs: u32) -> OwnedSemaphorePermit {
@@ -243,7 +259,7 @@ impl<'a> Batch<'a> {
         presses: usize,
         room_for_pdf: OwnedSemaphorePermit,
     ) -> Setting<'a> {
-        let Document { record, job } = &document;
+        let Document { record, job, .. } = &document;
         let mut threads = self.shares.threads();
         let mut lost = Failure::new(ErrorCode::RunLost, "no try has been made");
         for _ in 0..MOST_TRIES {
@@ -286,7 +302,7 @@ impl<'a> Batch<'a> {
 
     async fn store(&self, document: Document<'a>, typeset: Typeset) -> Verdict {
         let _turn = self.uploads.acquire().await.expect("the semaphore is never closed");
-        let Document { job, .. } = document;
+        let Document { job, turn: _turn, .. } = document;
         let Typeset { pages, warnings, typesetting, pdf, _room } = typeset;
         let (key, bytes) = (job.key.clone(), pdf.len());
         let stored = self.workshop.storage.store(job, pages, pdf).await;

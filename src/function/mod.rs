@@ -1,11 +1,13 @@
 //! The Lambda function: an SQS event in, a verdict for every record out.
 //!
-//! [`records`] takes the event apart, [`batch`] sets and stores, [`verdict`] is what becomes of
+//! [`records`] takes the event apart, [`chains`] says which of them wait for which, [`batch`]
+//! sets and stores, [`verdict`] is what becomes of
 //! each record, [`deadline`], [`limits`] and [`shares`] how much time, memory and threads there
 //! are, [`runtime`] what Lambda calls. Imports everything else. Must never be true: that the
 //! handler returns while something that it started goes on.
 
 mod batch;
+mod chains;
 pub mod deadline;
 pub mod limits;
 pub mod records;
@@ -106,7 +108,7 @@ impl Function {
         let mut response = SqsBatchResponse::default();
         for (record, verdict) in self.set_batch(records::parse(event)?, deadline).await {
             log(&record, &verdict);
-            if !matches!(verdict, Verdict::Stored(_)) {
+            if !verdict.is_settled() {
                 response.add_failure(record.message_id);
             }
         }

@@ -65,8 +65,18 @@ pub enum ErrorCode {
     InputUnavailable,
     /// S3 did not take the PDF.
     StorageUnavailable,
+    /// A record before it in its message group failed.
+    GroupStopped,
     /// The invocation's time was over.
     DeadlineReached,
+}
+
+impl Verdict {
+    /// Whether the record is done with. If not, it is to be delivered again.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        matches!(self, Self::Stored(_))
+    }
 }
 
 impl Failure {
@@ -114,6 +124,13 @@ impl Failure {
         }
     }
 
+    /// A record before it in its message group failed.
+    #[must_use]
+    pub fn group_stopped(message_id: &str) -> Self {
+        let message = format!("message {message_id} before it in its message group failed, and must not be overtaken");
+        Self::new(ErrorCode::GroupStopped, message)
+    }
+
     /// The run ended before it had answered.
     #[must_use]
     pub fn run_died(code: ErrorCode, end: &RunEnd) -> Self {
@@ -145,6 +162,7 @@ impl ErrorCode {
             Self::RunLost => "RunLost",
             Self::InputUnavailable => "InputUnavailable",
             Self::StorageUnavailable => "StorageUnavailable",
+            Self::GroupStopped => "GroupStopped",
             Self::DeadlineReached => "DeadlineReached",
         }
     }

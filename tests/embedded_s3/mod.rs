@@ -44,13 +44,19 @@ pub struct Object {
     pub last_modified: SystemTime,
 }
 
-/// What the next request is answered with instead of being served.
+/// What a request is answered with instead of being served.
 #[derive(Clone, Copy, Debug)]
 pub enum Fault {
     /// 500 `InternalError`.
     InternalError,
     /// 503 `SlowDown`.
     SlowDown,
+    /// 403 `AccessDenied`.
+    AccessDenied,
+    /// 404 `NoSuchBucket`.
+    NoSuchBucket,
+    /// 409 `ConditionalRequestConflict`.
+    Conflict,
     /// Served, but that much later.
     Delay(Duration),
 }
@@ -60,9 +66,12 @@ type Buckets = BTreeMap<String, BTreeMap<String, Object>>;
 #[derive(Default)]
 struct Store {
     buckets: Mutex<Buckets>,
-    faults: Mutex<VecDeque<Fault>>,
-    /// Answers every PUT, after `faults`, while it is set.
-    lasting_fault: Mutex<Option<Fault>>,
+    /// With what a request has to contain that gets one.
+    faults: Mutex<VecDeque<(String, Fault)>>,
+    /// Answers every such request, after `faults`, while it is set.
+    lasting_fault: Mutex<Option<(String, Fault)>>,
+    /// All requests, as `PUT bucket/key`.
+    requests: Mutex<Vec<String>>,
 }
 
 /// A running server. Ends, with its thread, when it is dropped.
@@ -123,12 +132,28 @@ impl EmbeddedS3 {
 
     /// Answers the next requests with these faults, one each.
     pub fn answer_next_with(&self, faults: impl IntoIterator<Item = Fault>) {
+        self.answer_next("", faults);
+    }
+
+    /// Answers the next requests that contain this, as `PUT bucket/key`, with these faults.
+    pub fn answer_next(&self, request: &str, faults: impl IntoIterator<Item = Fault>) {
+        let faults = faults.into_iter().map(|fault| (request.to_owned(), fault));
         self.store.faults.lock().unwrap().extend(faults);
     }
 
     /// Answers every request with this fault from now on; with `None` as it should again.
     pub fn answer_all_with(&self, fault: Option<Fault>) {
-        *self.store.lasting_fault.lock().unwrap() = fault;
+        self.answer_all("", fault);
+    }
+
+    /// The same for every request that contains this, as `PUT bucket/key`.
+    pub fn answer_all(&self, request: &str, fault: Option<Fault>) {
+        *self.store.lasting_fault.lock().unwrap() = fault.map(|fault| (request.to_owned(), fault));
+    }
+
+    /// The requests since this was asked last, as `PUT bucket/key`.
+    pub fn requests(&self) -> Vec<String> {
+        std::mem::take(&mut self.store.requests.lock().unwrap())
     }
 }
 
@@ -181,18 +206,31 @@ fn serve(listener: std::net::TcpListener, store: Arc<Store>, mut stopped: onesho
 struct MapS3(Arc<Store>);
 
 impl MapS3 {
-    async fn stumble(&self) -> S3Result<()> {
-        let fault = self.0.faults.lock().unwrap().pop_front();
-        let fault = fault.or(*self.0.lasting_fault.lock().unwrap());
+    async fn stumble(&self, method: &str, bucket: &str, key: &str) -> S3Result<()> {
+        let request = format!("{method} {bucket}/{key}");
+        let fault = self.next_fault(&request);
+        self.0.requests.lock().unwrap().push(request);
         match fault {
             Some(Fault::InternalError) => Err(s3_error!(InternalError, "asked for by the test")),
             Some(Fault::SlowDown) => Err(s3_error!(SlowDown, "asked for by the test")),
+            Some(Fault::AccessDenied) => Err(s3_error!(AccessDenied, "asked for by the test")),
+            Some(Fault::NoSuchBucket) => Err(s3_error!(NoSuchBucket, "asked for by the test")),
+            Some(Fault::Conflict) => Err(s3_error!(ConditionalRequestConflict, "asked for by the test")),
             Some(Fault::Delay(delay)) => {
                 tokio::time::sleep(delay).await;
                 Ok(())
             }
             None => Ok(()),
         }
+    }
+
+    fn next_fault(&self, request: &str) -> Option<Fault> {
+        let mut faults = self.0.faults.lock().unwrap();
+        if let Some(index) = faults.iter().position(|(part, _)| request.contains(part)) {
+            return faults.remove(index).map(|(_, fault)| fault);
+        }
+        let lasting = self.0.lasting_fault.lock().unwrap();
+        lasting.as_ref().filter(|(part, _)| request.contains(part)).map(|(_, fault)| *fault)
     }
 
     fn object(&self, bucket: &str, key: &str) -> S3Result<Object> {
@@ -208,7 +246,7 @@ impl S3 for MapS3 {
         let input = request.input;
         let body = collect(input.body).await?;
         // After the body has been read, so that the connection stays in order.
-        self.stumble().await?;
+        self.stumble("PUT", &input.bucket, &input.key).await?;
         let mut hasher = ChecksumHasher { crc32: Some(Crc32::new()), ..ChecksumHasher::default() };
         hasher.update(&body);
         let computed = hasher.finalize().checksum_crc32;
@@ -243,7 +281,7 @@ impl S3 for MapS3 {
     }
 
     async fn get_object(&self, request: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
-        self.stumble().await?;
+        self.stumble("GET", &request.input.bucket, &request.input.key).await?;
         let object = self.object(&request.input.bucket, &request.input.key)?;
         Ok(S3Response::new(GetObjectOutput {
             content_length: i64::try_from(object.body.len()).ok(),
@@ -260,7 +298,7 @@ impl S3 for MapS3 {
     }
 
     async fn head_object(&self, request: S3Request<HeadObjectInput>) -> S3Result<S3Response<HeadObjectOutput>> {
-        self.stumble().await?;
+        self.stumble("HEAD", &request.input.bucket, &request.input.key).await?;
         let object = self.object(&request.input.bucket, &request.input.key)?;
         Ok(S3Response::new(HeadObjectOutput {
             content_length: i64::try_from(object.body.len()).ok(),

@@ -61,6 +61,16 @@ impl Stage {
         Self::with(config(workers)).await
     }
 
+    /// With so much memory left for runs when function and presses have theirs.
+    pub async fn with_memory(workers: usize, megabytes_for_runs: u64) -> Self {
+        let probe = Self::with_presses(workers).await;
+        let processes = probe.function.press_ids().chain([std::process::id()]);
+        let needed: u64 = processes.map(processes::resident_bytes).sum();
+        drop(probe);
+        Self::with(Config { memory_bytes: Some(needed * 3 / 2 + megabytes_for_runs * 1_000_000), ..config(workers) })
+            .await
+    }
+
     /// Gives the function an event; the ids of the records that failed come back.
     pub async fn handle(&mut self, records: Vec<Value>) -> Vec<String> {
         self.handle_until(records, Deadline::NONE).await
@@ -105,6 +115,24 @@ pub fn record_of(message_id: &str, body: impl Into<String>) -> Value {
 #[expect(clippy::needless_pass_by_value, reason = "callers write the data in place")]
 pub fn record(message_id: &str, template: &str, data: Value) -> Value {
     record_of(message_id, json!({"template": template, "data": data}).to_string())
+}
+
+/// The same record, from a FIFO queue.
+pub fn in_group(group: &str, mut record: Value) -> Value {
+    record["attributes"]["MessageGroupId"] = group.into();
+    record["eventSourceARN"] = "arn:aws:sqs:eu-central-1:123456789012:documents.fifo".into();
+    record
+}
+
+/// The same record, delivered for the nth time.
+pub fn received(times: u32, mut record: Value) -> Value {
+    record["attributes"]["ApproximateReceiveCount"] = times.to_string().into();
+    record
+}
+
+/// A letter with a key of its own.
+pub fn letter_to(message_id: &str, key: &str) -> Value {
+    record_of(message_id, json!({"template": "letter", "data": {"to": message_id}, "key": key}).to_string())
 }
 
 /// A letter: a good document of one page.
