@@ -154,8 +154,8 @@ fn print_verdict((record, verdict): &RecordVerdict) {
             );
             stored.warnings.iter().for_each(|warning| eprintln!("{}", warning.text));
         }
-        Verdict::PermanentFailure(failure) | Verdict::TransientFailure(failure) => {
-            let kind = if matches!(verdict, Verdict::PermanentFailure(_)) { "permanent" } else { "transient" };
+        Verdict::Parked(failure) | Verdict::PermanentFailure(failure) | Verdict::TransientFailure(failure) => {
+            let kind = if matches!(verdict, Verdict::TransientFailure(_)) { "transient" } else { "permanent" };
             println!("failed     {template:<12} {kind}, {}: message {}", failure.code, record.message_id);
             match &failure.diagnostics[..] {
                 [] => eprintln!("{}: error: {}", record.message_id, failure.message),

@@ -132,6 +132,15 @@ impl<'a> Body<'a> {
     }
 }
 
+/// The template that a message names, even if it is refused for another reason.
+pub fn template_named_in(message: &str) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Named {
+        template: String,
+    }
+    serde_json::from_str(message).ok().map(|named: Named| named.template)
+}
+
 impl Job {
     /// Parses a message and checks all that can be known before it is set.
     ///

@@ -1,13 +1,12 @@
 //! S3: reads the messages that pointers point to, and stores PDFs.
 
-use std::error::Error;
-
 use aws_sdk_s3::Client;
-use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::error::SdkError;
 use aws_sdk_s3::operation::get_object::GetObjectError;
 use aws_sdk_s3::primitives::ByteStream;
 use bytes::{Bytes, BytesMut};
 
+use crate::aws;
 use crate::config::Config;
 use crate::job::{Job, Pointer};
 
@@ -42,15 +41,6 @@ pub struct StoreError(String);
 
 fn readable(bucket: Option<&str>) -> String {
     bucket.map_or_else(|| "the bucket named by INPUT_BUCKET, which is not set,".to_owned(), |name| format!("{name:?}"))
-}
-
-/// An S3 client as every AWS tool makes it, from environment and profile. With an endpoint of
-/// its own it uses path-style requests, since such an endpoint seldom has a host name for every
-/// bucket.
-pub async fn client(has_own_endpoint: bool) -> Client {
-    let shared = aws_config::load_defaults(aws_config::BehaviorVersion::latest()).await;
-    let config = aws_sdk_s3::config::Builder::from(&shared).force_path_style(has_own_endpoint).build();
-    Client::from_conf(config)
 }
 
 impl Storage {
@@ -88,7 +78,7 @@ impl Storage {
         let mut stream = object.body;
         let mut message = BytesMut::with_capacity(announced);
         while let Some(chunk) = stream.next().await {
-            let chunk = chunk.map_err(|error| InputError::Unavailable(chain(&error)))?;
+            let chunk = chunk.map_err(|error| InputError::Unavailable(aws::chain(&error)))?;
             self.check_size(message.len() + chunk.len())?;
             message.extend_from_slice(&chunk);
         }
@@ -117,7 +107,7 @@ impl Storage {
             .send()
             .await
             .map(drop)
-            .map_err(|error| StoreError(in_short(&error)))
+            .map_err(|error| StoreError(aws::in_short(&error)))
     }
 }
 
@@ -126,27 +116,6 @@ fn input_error(pointer: &Pointer, error: &SdkError<GetObjectError>) -> InputErro
         Some(GetObjectError::NoSuchKey(_)) => {
             InputError::NotFound { bucket: pointer.bucket.clone(), key: pointer.key.clone() }
         }
-        _ => InputError::Unavailable(in_short(error)),
+        _ => InputError::Unavailable(aws::in_short(error)),
     }
-}
-
-/// What S3 said, or what came between it and us, in one line.
-fn in_short<E: ProvideErrorMetadata + Error + 'static>(error: &SdkError<E>) -> String {
-    match (error.code(), error.raw_response()) {
-        (Some(code), Some(response)) => {
-            let message = error.message().unwrap_or("no reason given");
-            format!("{} {code}: {message}", response.status().as_u16())
-        }
-        _ => chain(error),
-    }
-}
-
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

@@ -37,7 +37,7 @@ async fn verdicts(stage: &mut Stage, records: Vec<Value>, deadline: Deadline) ->
 
 fn failure_of<'a>(verdicts: &'a [(String, Verdict)], id: &str) -> &'a Failure {
     match &verdicts.iter().find(|(other, _)| other == id).unwrap().1 {
-        Verdict::PermanentFailure(failure) | Verdict::TransientFailure(failure) => failure,
+        Verdict::Parked(failure) | Verdict::PermanentFailure(failure) | Verdict::TransientFailure(failure) => failure,
         Verdict::Stored(stored) => panic!("{id}: {stored:?}"),
     }
 }
@@ -49,7 +49,7 @@ fn assert_only_these_failed(verdicts: &[(String, Verdict)], code: ErrorCode, bad
             Verdict::PermanentFailure(failure) => {
                 assert!(bad.contains(&id.as_str()) && failure.code == code, "{id}: {failure:?}");
             }
-            Verdict::TransientFailure(failure) => panic!("{id}: {failure:?}"),
+            Verdict::Parked(failure) | Verdict::TransientFailure(failure) => panic!("{id}: {failure:?}"),
         }
     }
 }

@@ -17,9 +17,10 @@ use super::limits::{Limits, MemoryLimit, TimeLimit};
 use super::records::Record;
 use super::shares::Shares;
 use super::verdict::{ErrorCode, Failure, Stored, Verdict};
-use crate::job::{Body, Job, JobError, Pointer, Surroundings};
+use crate::job::{self, Body, Job, JobError, Pointer, Surroundings};
 use crate::press::frames::{Answer, Cause, Header};
 use crate::press::room::{Outcome, Room};
+use crate::queues::{FailedMessage, Queues};
 use crate::storage::{InputError, Storage};
 use crate::typeset::diagnostics::Diagnostic;
 
@@ -33,6 +34,8 @@ const MOST_TRIES: usize = 3;
 /// What a batch works with.
 pub struct Workshop<'a> {
     pub storage: &'a Storage,
+    pub queues: &'a Queues,
+    pub request_id: Option<&'a str>,
     pub surroundings: Surroundings<'a>,
     /// How many threads all documents together may have.
     pub cores: usize,
@@ -59,9 +62,16 @@ struct Queued<'a> {
 /// What comes of a document at a press.
 enum Setting<'a> {
     Set(Document<'a>, Typeset),
-    NotSet(Verdict),
+    NotSet(Unset),
     /// It is to be set again, alone in a fresh run and with all the memory.
     NeedsMoreMemory(Document<'a>),
+}
+
+/// A record that has no PDF and will get none in this invocation.
+struct Unset {
+    verdict: Verdict,
+    /// As the message names it.
+    template: Option<String>,
 }
 
 /// A PDF that waits to be stored.
@@ -171,7 +181,7 @@ impl<'a> Batch<'a> {
     async fn conclude(&self, index: usize, setting: Setting<'a>, rest: Chain) -> Option<Chain> {
         let verdict = match setting {
             Setting::Set(document, typeset) => Box::pin(self.store(document, typeset)).await,
-            Setting::NotSet(verdict) => verdict,
+            Setting::NotSet(unset) => Box::pin(self.park(&self.records[index], unset)).await,
             Setting::NeedsMoreMemory(mut document) => {
                 // Others that write the same key would wait for it, and it waits for all others.
                 document.turn = None;
@@ -202,9 +212,9 @@ impl<'a> Batch<'a> {
         let record = &self.records[index];
         let job = match Box::pin(self.read(record)).await {
             Ok(job) => job,
-            Err(verdict) => {
+            Err(unset) => {
                 self.shares.one_fewer_waits();
-                return Setting::NotSet(verdict);
+                return Setting::NotSet(unset);
             }
         };
         let turn = Some(self.turns.take(&job.key).await);
@@ -215,7 +225,7 @@ impl<'a> Batch<'a> {
         answered.await.expect("a press answers for every document")
     }
 
-    async fn read(&self, record: &Record) -> Result<Job, Verdict> {
+    async fn read(&self, record: &Record) -> Result<Job, Unset> {
         let _turn = self.reads.acquire().await.expect("the semaphore is never closed");
         read(self.workshop, record).await
     }
@@ -285,7 +295,7 @@ impl<'a> Batch<'a> {
                     log_last_words(&record.message_id, &answer);
                     match not_set(answer, time, memory) {
                         NotSet::TryAgain(failure) => failure,
-                        NotSet::Decided(verdict) => return Setting::NotSet(verdict),
+                        NotSet::Decided(verdict) => return Setting::NotSet(Unset::of(&document, verdict)),
                         NotSet::NeedsMoreMemory => return Setting::NeedsMoreMemory(document),
                     }
                 }
@@ -297,7 +307,37 @@ impl<'a> Batch<'a> {
             let (message_id, reason) = (&record.message_id, &lost.message);
             tracing::warn!(message_id, reason, "its process was lost, which is not the document's fault");
         }
-        Setting::NotSet(Verdict::TransientFailure(lost))
+        Setting::NotSet(Unset::of(&document, Verdict::TransientFailure(lost)))
+    }
+
+    /// Sends a message that is given up to the failed queue, if there is one. If that queue does
+    /// not take it the message stays in its own.
+    async fn park(&self, record: &Record, unset: Unset) -> Verdict {
+        let Unset { verdict, template } = unset;
+        let (Verdict::PermanentFailure(failure), Ok(body)) = (&verdict, &record.body) else { return verdict };
+        let message = FailedMessage {
+            message_id: &record.message_id,
+            body,
+            attributes: &record.attributes,
+            group: record.message_group.as_deref(),
+            receive_count: record.receive_count,
+            queue_arn: record.queue_arn.as_deref(),
+            request_id: self.workshop.request_id,
+            template: template.as_deref(),
+            error_code: failure.code.as_str(),
+            error_message: &failure.message,
+            diagnostics: serde_json::to_string(failure).unwrap_or_default(),
+        };
+        let parked = self.workshop.queues.park(&message, self.workshop.limits.time_of_a_try()).await;
+        match (parked, verdict) {
+            (Ok(true), Verdict::PermanentFailure(failure)) => Verdict::Parked(failure),
+            (Err(reason), verdict) => {
+                let message_id = &record.message_id;
+                tracing::error!(message_id, %reason, "the failed queue did not take it, and it stays in its own");
+                verdict
+            }
+            (_, verdict) => verdict,
+        }
     }
 
     async fn store(&self, document: Document<'a>, typeset: Typeset) -> Verdict {
@@ -327,34 +367,44 @@ enum NotSet {
     TryAgain(Failure),
 }
 
-async fn read(workshop: &Workshop<'_>, record: &Record) -> Result<Job, Verdict> {
-    let invalid = |message: String| Verdict::PermanentFailure(Failure::new(ErrorCode::InvalidMessage, message));
-    let body = record.body.as_deref().map_err(|problem| invalid(problem.to_owned()))?;
+impl Unset {
+    fn of(document: &Document, verdict: Verdict) -> Self {
+        Self { verdict, template: Some(document.job.template.clone()) }
+    }
+}
+
+async fn read(workshop: &Workshop<'_>, record: &Record) -> Result<Job, Unset> {
+    let body = record.body.as_deref().map_err(|problem| unset(None, ErrorCode::InvalidMessage, &problem))?;
     let surroundings = Surroundings { message_id: &record.message_id, ..workshop.surroundings };
-    match Body::parse(body).map_err(|error| invalid(error.to_string()))? {
-        Body::Message(message) => Job::parse(message, surroundings).map_err(|error| refused(&error)),
+    match Body::parse(body).map_err(|error| refused(body, &error))? {
+        Body::Message(message) => Job::parse(message, surroundings).map_err(|error| refused(message, &error)),
         Body::Pointer(pointer) => {
             let message = read_pointer(workshop.storage, &pointer).await?;
-            Job::parse(&message, surroundings).map_err(|error| refused(&error))
+            Job::parse(&message, surroundings).map_err(|error| refused(&message, &error))
         }
     }
 }
 
-fn refused(error: &JobError) -> Verdict {
+fn refused(message: &str, error: &JobError) -> Unset {
     let code = match error {
         JobError::UnknownTemplate { .. } => ErrorCode::UnknownTemplate,
         _ => ErrorCode::InvalidMessage,
     };
-    Verdict::PermanentFailure(Failure::new(code, error.to_string()))
+    unset(job::template_named_in(message), code, error)
 }
 
-async fn read_pointer(storage: &Storage, pointer: &Pointer) -> Result<String, Verdict> {
+async fn read_pointer(storage: &Storage, pointer: &Pointer) -> Result<String, Unset> {
     storage.read_message(pointer).await.map_err(|error| match error {
-        InputError::Unavailable(_) => {
-            Verdict::TransientFailure(Failure::new(ErrorCode::InputUnavailable, error.to_string()))
-        }
-        _ => Verdict::PermanentFailure(Failure::new(ErrorCode::InvalidMessage, error.to_string())),
+        InputError::Unavailable(_) => Unset {
+            verdict: Verdict::TransientFailure(Failure::new(ErrorCode::InputUnavailable, error.to_string())),
+            template: None,
+        },
+        _ => unset(None, ErrorCode::InvalidMessage, &error),
     })
+}
+
+fn unset(template: Option<String>, code: ErrorCode, problem: &dyn ToString) -> Unset {
+    Unset { verdict: Verdict::PermanentFailure(Failure::new(code, problem.to_string())), template }
 }
 
 fn log_last_words(message_id: &str, answer: &Answer) {

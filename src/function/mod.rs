@@ -20,14 +20,15 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use aws_lambda_events::event::sqs::SqsBatchResponse;
-use aws_sdk_s3::Client;
 use futures_util::future::{join_all, try_join_all};
 use serde_json::Value;
 
+use crate::aws::Clients;
 use crate::config::Config;
 use crate::job::Surroundings;
 use crate::press::room::{PressSettings, Room, StartError};
 use crate::press::sandbox::Level;
+use crate::queues::Queues;
 use crate::storage::Storage;
 use batch::Workshop;
 use deadline::Deadline;
@@ -41,6 +42,7 @@ pub use runtime::main;
 pub struct Function {
     config: Config,
     storage: Storage,
+    queues: Queues,
     rooms: Vec<Room>,
     /// Names and versions.
     templates: BTreeMap<String, String>,
@@ -54,12 +56,26 @@ const LEAST_RUN_BYTES: u64 = 64_000_000;
 /// A record's id and what became of it.
 pub type RecordVerdict = (Record, Verdict);
 
+/// What is known of an invocation beside its event.
+#[derive(Clone, Copy, Debug)]
+pub struct Invocation<'a> {
+    pub deadline: Deadline,
+    /// Lambda's name for it.
+    pub request_id: Option<&'a str>,
+}
+
+impl From<Deadline> for Invocation<'_> {
+    fn from(deadline: Deadline) -> Self {
+        Self { deadline, request_id: None }
+    }
+}
+
 impl Function {
     /// Starts the presses, side by side, and waits until all are warm.
     ///
     /// # Errors
     /// When a press cannot be started or a template is broken.
-    pub async fn start(config: Config, client: Client) -> Result<Self, StartError> {
+    pub async fn start(config: Config, clients: impl Into<Clients>) -> Result<Self, StartError> {
         let settings = PressSettings {
             program: config.press_program.clone(),
             templates_dir: config.templates_dir.clone(),
@@ -77,7 +93,10 @@ impl Function {
             "warm"
         );
         let memory_for_runs = memory_for_runs(config.memory_bytes, &rooms)?;
-        let function = Self { storage: Storage::new(client, &config), config, rooms, templates, memory_for_runs };
+        let clients = clients.into();
+        let storage = Storage::new(clients.s3, &config);
+        let queues = Queues::new(clients.sqs, &config);
+        let function = Self { config, storage, queues, rooms, templates, memory_for_runs };
         function.log_level();
         Ok(function)
     }
@@ -104,9 +123,13 @@ impl Function {
     ///
     /// # Errors
     /// When the event is not an SQS event. Nothing has been done then.
-    pub async fn handle(&mut self, event: Value, deadline: Deadline) -> Result<SqsBatchResponse, EventError> {
+    pub async fn handle(
+        &mut self,
+        event: Value,
+        invocation: impl Into<Invocation<'_>>,
+    ) -> Result<SqsBatchResponse, EventError> {
         let mut response = SqsBatchResponse::default();
-        for (record, verdict) in self.set_batch(records::parse(event)?, deadline).await {
+        for (record, verdict) in self.set_batch(records::parse(event)?, invocation).await {
             log(&record, &verdict);
             if !verdict.is_settled() {
                 response.add_failure(record.message_id);
@@ -117,11 +140,18 @@ impl Function {
 
     /// Sets and stores the documents of a batch. When this returns, every run that has seen one
     /// has ended and been waited for, and no task or upload goes on.
-    pub async fn set_batch(&mut self, records: Vec<Record>, deadline: Deadline) -> Vec<RecordVerdict> {
-        let deadline = deadline.less(self.config.deadline_margin);
+    pub async fn set_batch(
+        &mut self,
+        records: Vec<Record>,
+        invocation: impl Into<Invocation<'_>>,
+    ) -> Vec<RecordVerdict> {
+        let invocation = invocation.into();
+        let deadline = invocation.deadline.less(self.config.deadline_margin);
         let verdicts = RefCell::new(records.iter().map(|_| None).collect::<Vec<_>>());
         let workshop = Workshop {
             storage: &self.storage,
+            queues: &self.queues,
+            request_id: invocation.request_id,
             surroundings: Surroundings {
                 templates: &self.templates,
                 output_prefix: &self.config.output_prefix,
@@ -182,10 +212,11 @@ fn log(record: &Record, verdict: &Verdict) {
             let (key, pages, bytes) = (&stored.key, stored.pages, stored.bytes);
             tracing::info!(message_id, key, pages, bytes, milliseconds, "stored");
         }
-        Verdict::PermanentFailure(failure) => {
+        Verdict::Parked(failure) | Verdict::PermanentFailure(failure) => {
+            let is_parked = matches!(verdict, Verdict::Parked(_));
             let diagnostics: Vec<_> = failure.diagnostics.iter().map(|diagnostic| &diagnostic.text).collect();
             let (code, reason) = (failure.code.as_str(), &failure.message);
-            tracing::error!(message_id, code, reason, ?diagnostics, "permanent failure");
+            tracing::error!(message_id, code, reason, ?diagnostics, is_parked, "permanent failure");
         }
         Verdict::TransientFailure(failure) => {
             let (code, reason) = (failure.code.as_str(), &failure.message);

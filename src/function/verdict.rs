@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use serde::Serialize;
+
 use super::limits::{MemoryLimit, TimeLimit};
 use crate::press::frames::RunEnd;
 use crate::typeset::diagnostics::Diagnostic;
@@ -15,7 +17,10 @@ const MEBIBYTE: u64 = 1024 * 1024;
 pub enum Verdict {
     /// The PDF is in S3, whole.
     Stored(Stored),
-    /// A retry would give the same answer.
+    /// A retry would give the same answer. The message is in the failed queue, with the reason.
+    Parked(Failure),
+    /// A retry would give the same answer. The message stays in its queue, whose redrive policy
+    /// takes it to the dead-letter queue.
     PermanentFailure(Failure),
     /// A retry may succeed.
     TransientFailure(Failure),
@@ -33,7 +38,7 @@ pub struct Stored {
 }
 
 /// Why there is no PDF.
-#[derive(Debug)]
+#[derive(Debug, Serialize)]
 pub struct Failure {
     pub code: ErrorCode,
     /// One sentence: what was wrong, what was expected, what to do.
@@ -43,7 +48,7 @@ pub struct Failure {
 }
 
 /// The kinds of failure: a closed set, for operators to count and to act on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum ErrorCode {
     /// The message, or the object it points to, is not what the contract says.
     InvalidMessage,
@@ -75,7 +80,7 @@ impl Verdict {
     /// Whether the record is done with. If not, it is to be delivered again.
     #[must_use]
     pub fn is_settled(&self) -> bool {
-        matches!(self, Self::Stored(_))
+        matches!(self, Self::Stored(_) | Self::Parked(_))
     }
 }
 

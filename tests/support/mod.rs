@@ -3,23 +3,31 @@
 
 #[path = "../embedded_s3/mod.rs"]
 pub mod embedded_s3;
+#[path = "../embedded_sqs/mod.rs"]
+pub mod embedded_sqs;
 pub mod processes;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use embedded_s3::EmbeddedS3;
+use embedded_sqs::EmbeddedSqs;
+use pressrun::aws::Clients;
 use pressrun::config::Config;
-use pressrun::function::Function;
 use pressrun::function::deadline::Deadline;
+use pressrun::function::{Function, Invocation};
 use serde_json::{Value, json};
 
 pub const OUTPUT: &str = "output";
 pub const INPUT: &str = "input";
 
-/// A function with real presses, over the real SDK and an S3 on loopback.
+/// The queues that a test may name in `FAILED_QUEUE_URL` and `DONE_QUEUE_URL`.
+pub const QUEUES: [&str; 5] = ["documents", "failed", "failed.fifo", "done", "done.fifo"];
+
+/// A function with real presses, over the real SDK and stand-ins for S3 and SQS on loopback.
 pub struct Stage {
     pub s3: EmbeddedS3,
+    pub sqs: EmbeddedSqs,
     pub function: Function,
 }
 
@@ -34,6 +42,8 @@ pub fn config(workers: usize) -> Config {
         most_data_bytes: 1024 * 1024,
         most_render_time: None,
         memory_bytes: None,
+        failed_queue_url: None,
+        done_queue_url: None,
         deadline_margin: Duration::from_millis(200),
         has_own_s3_endpoint: true,
         press_program: env!("CARGO_BIN_EXE_pressrun").into(),
@@ -52,9 +62,18 @@ pub fn real_templates() -> PathBuf {
 
 impl Stage {
     pub async fn with(config: Config) -> Self {
+        Self::with_queues(config, None, None).await
+    }
+
+    /// With a failed queue, and one on which documents are announced.
+    pub async fn with_queues(mut config: Config, failed: Option<&str>, done: Option<&str>) -> Self {
         let s3 = EmbeddedS3::start(&[OUTPUT, INPUT]);
-        let function = Function::start(config, s3.client()).await.unwrap();
-        Self { s3, function }
+        let sqs = EmbeddedSqs::start(&QUEUES);
+        config.failed_queue_url = failed.map(|queue| sqs.url(queue));
+        config.done_queue_url = done.map(|queue| sqs.url(queue));
+        let clients = Clients { s3: s3.client(), sqs: Some(sqs.client()) };
+        let function = Function::start(config, clients).await.unwrap();
+        Self { s3, sqs, function }
     }
 
     pub async fn with_presses(workers: usize) -> Self {
@@ -77,7 +96,8 @@ impl Stage {
     }
 
     pub async fn handle_until(&mut self, records: Vec<Value>, deadline: Deadline) -> Vec<String> {
-        let response = self.function.handle(json!({"Records": records}), deadline).await.unwrap();
+        let invocation = Invocation { deadline, request_id: Some("8476a536-e9f4-11e8-9739-2dfe598c3fcd") };
+        let response = self.function.handle(json!({"Records": records}), invocation).await.unwrap();
         let response = serde_json::to_value(response).unwrap();
         let failures = response["batchItemFailures"].as_array().unwrap();
         failures.iter().map(|failure| failure["itemIdentifier"].as_str().unwrap().to_owned()).collect()
