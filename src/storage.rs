@@ -1,14 +1,19 @@
 //! S3: reads the messages that pointers point to, and stores PDFs.
 
+use std::collections::HashMap;
+use std::time::Duration;
+
 use aws_sdk_s3::Client;
-use aws_sdk_s3::error::SdkError;
+use aws_sdk_s3::config::Builder;
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::get_object::GetObjectError;
+use aws_sdk_s3::operation::head_object::HeadObjectError;
 use aws_sdk_s3::primitives::ByteStream;
 use bytes::{Bytes, BytesMut};
 
 use crate::aws;
 use crate::config::Config;
-use crate::job::{Job, Pointer};
+use crate::job::{IfExists, Job, Pointer};
 
 /// The two buckets that pressrun touches.
 #[derive(Clone, Debug)]
@@ -32,12 +37,34 @@ pub enum InputError {
     NotText,
     #[error("S3 did not give the message: {0}")]
     Unavailable(String),
+    #[error("S3 does not let the function read the message: {0}")]
+    Denied(String),
 }
 
-/// S3 did not take a PDF. Another try may succeed.
+/// Why there is no object.
 #[derive(Debug, thiserror::Error)]
-#[error("S3 did not store the PDF: {0}")]
-pub struct StoreError(String);
+pub enum StoreError {
+    #[error(
+        "there is another message's object under {key:?} already, and if_exists says \"fail\"; \
+         give the message another key, or let it replace the object"
+    )]
+    KeyTaken { key: String },
+    #[error("S3 does not let the function store the PDF: {0}")]
+    Denied(String),
+    /// Another try may succeed.
+    #[error("S3 did not store the PDF: {0}")]
+    Unavailable(String),
+}
+
+/// An object that has been stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredObject {
+    pub pages: usize,
+    pub bytes: usize,
+    pub e_tag: Option<String>,
+    /// If the bucket keeps versions.
+    pub version_id: Option<String>,
+}
 
 fn readable(bucket: Option<&str>) -> String {
     bucket.map_or_else(|| "the bucket named by INPUT_BUCKET, which is not set,".to_owned(), |name| format!("{name:?}"))
@@ -58,7 +85,7 @@ impl Storage {
     ///
     /// # Errors
     /// When it may not be read, is not there, is too large, or S3 fails.
-    pub async fn read_message(&self, pointer: &Pointer) -> Result<String, InputError> {
+    pub async fn read_message(&self, pointer: &Pointer, time_of_a_try: Duration) -> Result<String, InputError> {
         if self.input_bucket.as_deref() != Some(&pointer.bucket) {
             return Err(InputError::ForeignBucket {
                 found: pointer.bucket.clone(),
@@ -70,6 +97,8 @@ impl Storage {
             .get_object()
             .bucket(&pointer.bucket)
             .key(&pointer.key)
+            .customize()
+            .config_override(Builder::new().timeout_config(aws::try_for(time_of_a_try)))
             .send()
             .await
             .map_err(|error| input_error(pointer, &error))?;
@@ -90,25 +119,93 @@ impl Storage {
         if bytes > most { Err(InputError::TooLarge { bytes, most }) } else { Ok(()) }
     }
 
+    /// Looks for the object that a job would make: an earlier delivery of its message may have
+    /// stored it.
+    ///
+    /// # Errors
+    /// When S3 does not tell. Not when it may not: without `s3:ListBucket` that is what it says
+    /// of an object that is not there.
+    pub async fn find(&self, job: &Job, time_of_a_try: Duration) -> Result<Option<StoredObject>, StoreError> {
+        match self.head(job, time_of_a_try).await {
+            Ok((metadata, object)) => Ok(object.filter(|_| job.would_make(&metadata))),
+            Err(error) if matches!(aws::status(&error), Some(403 | 404)) => Ok(None),
+            Err(error) => Err(StoreError::Unavailable(aws::in_short(&error))),
+        }
+    }
+
     /// Stores a PDF whole. S3 verifies the checksum that the SDK sends along.
     ///
     /// # Errors
     /// When S3 does not take it, after the SDK's own retries.
-    pub async fn store(&self, job: Job, pages: usize, pdf: Bytes) -> Result<(), StoreError> {
-        self.client
+    pub async fn store(
+        &self,
+        job: &Job,
+        pages: usize,
+        pdf: Bytes,
+        time_of_a_try: Duration,
+    ) -> Result<StoredObject, StoreError> {
+        let bytes = pdf.len();
+        let stored = self
+            .client
             .put_object()
             .bucket(&self.output_bucket)
-            .key(job.key)
+            .key(&job.key)
             .content_type("application/pdf")
-            .set_content_disposition(job.content_disposition)
-            .set_metadata(Some(job.metadata.into_iter().collect()))
+            .set_content_disposition(job.content_disposition.clone())
+            .set_if_none_match((job.if_exists == IfExists::Fail).then(|| "*".to_owned()))
+            .set_metadata(Some(job.metadata.clone().into_iter().collect()))
             .metadata("pages", pages.to_string())
             .body(ByteStream::from(pdf))
+            .customize()
+            .config_override(Builder::new().timeout_config(aws::try_for(time_of_a_try)))
             .send()
-            .await
-            .map(drop)
-            .map_err(|error| StoreError(aws::in_short(&error)))
+            .await;
+        match stored {
+            Ok(stored) => Ok(StoredObject { pages, bytes, e_tag: stored.e_tag, version_id: stored.version_id }),
+            Err(error) if aws::status(&error) == Some(412) => self.find_owner(job, time_of_a_try).await,
+            Err(error) if is_denied(&error) => Err(StoreError::Denied(aws::in_short(&error))),
+            Err(error) => Err(StoreError::Unavailable(aws::in_short(&error))),
+        }
     }
+
+    /// The object that stands where a job's was not to replace any: its own, if an earlier
+    /// delivery or an earlier try has stored it, or another message's.
+    async fn find_owner(&self, job: &Job, time_of_a_try: Duration) -> Result<StoredObject, StoreError> {
+        match self.head(job, time_of_a_try).await {
+            Ok((metadata, Some(object))) if job.has_made(&metadata) => Ok(object),
+            Ok(_) => Err(StoreError::KeyTaken { key: job.key.clone() }),
+            Err(error) if is_denied(&error) => Err(StoreError::Denied(aws::in_short(&error))),
+            Err(error) => Err(StoreError::Unavailable(aws::in_short(&error))),
+        }
+    }
+
+    /// The metadata of the object under a job's key, and the rest if it is one of ours.
+    async fn head(
+        &self,
+        job: &Job,
+        time_of_a_try: Duration,
+    ) -> Result<(HashMap<String, String>, Option<StoredObject>), SdkError<HeadObjectError>> {
+        let head = self
+            .client
+            .head_object()
+            .bucket(&self.output_bucket)
+            .key(&job.key)
+            .customize()
+            .config_override(Builder::new().timeout_config(aws::try_for(time_of_a_try)))
+            .send()
+            .await?;
+        let bytes = head.content_length().and_then(|length| usize::try_from(length).ok());
+        let metadata = head.metadata.unwrap_or_default();
+        let pages = metadata.get("pages").and_then(|pages| pages.parse().ok());
+        let (e_tag, version_id) = (head.e_tag, head.version_id);
+        let object = pages.zip(bytes).map(|(pages, bytes)| StoredObject { pages, bytes, e_tag, version_id });
+        Ok((metadata, object))
+    }
+}
+
+/// Whether S3 refused because the deployment is not as it should be, whatever the message says.
+fn is_denied<E: ProvideErrorMetadata>(error: &SdkError<E>) -> bool {
+    aws::status(error) == Some(403) || error.code() == Some("NoSuchBucket")
 }
 
 fn input_error(pointer: &Pointer, error: &SdkError<GetObjectError>) -> InputError {
@@ -116,6 +213,7 @@ fn input_error(pointer: &Pointer, error: &SdkError<GetObjectError>) -> InputErro
         Some(GetObjectError::NoSuchKey(_)) => {
             InputError::NotFound { bucket: pointer.bucket.clone(), key: pointer.key.clone() }
         }
+        _ if is_denied(error) => InputError::Denied(aws::in_short(error)),
         _ => InputError::Unavailable(aws::in_short(error)),
     }
 }

@@ -5,6 +5,7 @@
 //! part of it goes on.
 
 use std::cell::{Cell, RefCell};
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use crate::job::{self, Body, Job, JobError, Pointer, Surroundings};
 use crate::press::frames::{Answer, Cause, Header};
 use crate::press::room::{Outcome, Room};
 use crate::queues::{FailedMessage, Queues};
-use crate::storage::{InputError, Storage};
+use crate::storage::{InputError, Storage, StoreError};
 use crate::typeset::diagnostics::Diagnostic;
 
 /// How many messages are read at once.
@@ -62,13 +63,14 @@ struct Queued<'a> {
 /// What comes of a document at a press.
 enum Setting<'a> {
     Set(Document<'a>, Typeset),
-    NotSet(Unset),
+    /// It is not set, or an earlier delivery of its message has stored it.
+    Decided(Decision),
     /// It is to be set again, alone in a fresh run and with all the memory.
     NeedsMoreMemory(Document<'a>),
 }
 
-/// A record that has no PDF and will get none in this invocation.
-struct Unset {
+/// What becomes of a record, but for what queues have to be told.
+struct Decision {
     verdict: Verdict,
     /// As the message names it.
     template: Option<String>,
@@ -113,6 +115,8 @@ struct Batch<'a> {
     /// The size of those that are.
     held_bytes: Cell<usize>,
     presses: usize,
+    /// Whether it has been said that S3 does not let the function do its work.
+    has_said_denied: Cell<bool>,
     set_aside: RefCell<Vec<SetAside<'a>>>,
 }
 
@@ -130,6 +134,7 @@ pub async fn set_all(workshop: &Workshop<'_>, rooms: &mut [Room], records: &[Rec
         room_for_pdfs: Arc::new(Semaphore::new(rooms.len() + MOST_UPLOADS)),
         held_bytes: Cell::new(0),
         presses: rooms.len(),
+        has_said_denied: Cell::new(false),
         set_aside: RefCell::default(),
     };
     let mut chains = chains(records);
@@ -179,9 +184,9 @@ impl<'a> Batch<'a> {
     /// Decides a record's verdict, when its PDF is stored if there is one. Gives back the records
     /// that come after it in its chain, if they can go on.
     async fn conclude(&self, index: usize, setting: Setting<'a>, rest: Chain) -> Option<Chain> {
-        let verdict = match setting {
+        let decision = match setting {
             Setting::Set(document, typeset) => Box::pin(self.store(document, typeset)).await,
-            Setting::NotSet(unset) => Box::pin(self.park(&self.records[index], unset)).await,
+            Setting::Decided(decision) => decision,
             Setting::NeedsMoreMemory(mut document) => {
                 // Others that write the same key would wait for it, and it waits for all others.
                 document.turn = None;
@@ -189,6 +194,7 @@ impl<'a> Batch<'a> {
                 return None;
             }
         };
+        let verdict = Box::pin(self.settle(&self.records[index], decision)).await;
         let is_settled = verdict.is_settled();
         self.decide(index, verdict);
         if !is_settled {
@@ -212,12 +218,18 @@ impl<'a> Batch<'a> {
         let record = &self.records[index];
         let job = match Box::pin(self.read(record)).await {
             Ok(job) => job,
-            Err(unset) => {
+            Err(decision) => {
                 self.shares.one_fewer_waits();
-                return Setting::NotSet(unset);
+                return Setting::Decided(decision);
             }
         };
         let turn = Some(self.turns.take(&job.key).await);
+        if record.receive_count > 1
+            && let Some(verdict) = Box::pin(self.find(&job)).await
+        {
+            self.shares.one_fewer_waits();
+            return Setting::Decided(Decision::of(&job, verdict));
+        }
         let (answer, answered) = oneshot::channel();
         let waits = to_press
             .is_some_and(|press| press.send(Queued { document: Document { record, job, turn }, answer }).is_ok());
@@ -225,9 +237,44 @@ impl<'a> Batch<'a> {
         answered.await.expect("a press answers for every document")
     }
 
-    async fn read(&self, record: &Record) -> Result<Job, Unset> {
+    async fn read(&self, record: &Record) -> Result<Job, Decision> {
+        let body = record.body.as_deref().map_err(|problem| invalid(None, &problem))?;
+        let surroundings = Surroundings { message_id: &record.message_id, ..self.workshop.surroundings };
+        match Body::parse(body).map_err(|error| refused(body, &error))? {
+            Body::Message(message) => Job::parse(message, surroundings).map_err(|error| refused(message, &error)),
+            Body::Pointer(pointer) => {
+                let message = self.read_pointer(&pointer).await?;
+                Job::parse(&message, surroundings).map_err(|error| refused(&message, &error))
+            }
+        }
+    }
+
+    async fn read_pointer(&self, pointer: &Pointer) -> Result<String, Decision> {
         let _turn = self.reads.acquire().await.expect("the semaphore is never closed");
-        read(self.workshop, record).await
+        let read = self.workshop.storage.read_message(pointer, self.workshop.limits.time_of_a_try()).await;
+        read.map_err(|error| {
+            let code = match error {
+                InputError::Denied(_) => {
+                    self.say_denied(&error);
+                    ErrorCode::StorageDenied
+                }
+                InputError::Unavailable(_) => ErrorCode::InputUnavailable,
+                _ => return invalid(None, &error),
+            };
+            let verdict = Verdict::TransientFailure(Failure::new(code, error.to_string()));
+            Decision { verdict, template: None }
+        })
+    }
+
+    /// Looks whether an earlier delivery of a message has stored its document. `None` if it is to
+    /// be set.
+    async fn find(&self, job: &Job) -> Option<Verdict> {
+        let _turn = self.reads.acquire().await.expect("the semaphore is never closed");
+        let found = self.workshop.storage.find(job, self.workshop.limits.time_of_a_try()).await;
+        match found {
+            Ok(object) => Some(Verdict::Stored(Stored::earlier(job.key.clone(), object?))),
+            Err(error) => Some(self.not_stored(&error)),
+        }
     }
 
     /// Gives a press one document after another, and ends its run when there are no more.
@@ -295,7 +342,7 @@ impl<'a> Batch<'a> {
                     log_last_words(&record.message_id, &answer);
                     match not_set(answer, time, memory) {
                         NotSet::TryAgain(failure) => failure,
-                        NotSet::Decided(verdict) => return Setting::NotSet(Unset::of(&document, verdict)),
+                        NotSet::Decided(verdict) => return Setting::Decided(Decision::of(&document.job, verdict)),
                         NotSet::NeedsMoreMemory => return Setting::NeedsMoreMemory(document),
                     }
                 }
@@ -307,14 +354,22 @@ impl<'a> Batch<'a> {
             let (message_id, reason) = (&record.message_id, &lost.message);
             tracing::warn!(message_id, reason, "its process was lost, which is not the document's fault");
         }
-        Setting::NotSet(Unset::of(&document, Verdict::TransientFailure(lost)))
+        Setting::Decided(Decision::of(&document.job, Verdict::TransientFailure(lost)))
+    }
+
+    /// Tells queues what has become of a record. Only then its verdict holds.
+    async fn settle(&self, record: &Record, decision: Decision) -> Verdict {
+        let Decision { verdict, template } = decision;
+        match verdict {
+            Verdict::PermanentFailure(failure) => self.park(record, template.as_deref(), failure).await,
+            verdict => verdict,
+        }
     }
 
     /// Sends a message that is given up to the failed queue, if there is one. If that queue does
     /// not take it the message stays in its own.
-    async fn park(&self, record: &Record, unset: Unset) -> Verdict {
-        let Unset { verdict, template } = unset;
-        let (Verdict::PermanentFailure(failure), Ok(body)) = (&verdict, &record.body) else { return verdict };
+    async fn park(&self, record: &Record, template: Option<&str>, failure: Failure) -> Verdict {
+        let Ok(body) = &record.body else { return Verdict::PermanentFailure(failure) };
         let message = FailedMessage {
             message_id: &record.message_id,
             body,
@@ -323,33 +378,54 @@ impl<'a> Batch<'a> {
             receive_count: record.receive_count,
             queue_arn: record.queue_arn.as_deref(),
             request_id: self.workshop.request_id,
-            template: template.as_deref(),
+            template,
             error_code: failure.code.as_str(),
             error_message: &failure.message,
-            diagnostics: serde_json::to_string(failure).unwrap_or_default(),
+            diagnostics: serde_json::to_string(&failure).unwrap_or_default(),
         };
         let parked = self.workshop.queues.park(&message, self.workshop.limits.time_of_a_try()).await;
-        match (parked, verdict) {
-            (Ok(true), Verdict::PermanentFailure(failure)) => Verdict::Parked(failure),
-            (Err(reason), verdict) => {
+        match parked {
+            Ok(true) => return Verdict::Parked(failure),
+            Ok(false) => {}
+            Err(reason) => {
                 let message_id = &record.message_id;
                 tracing::error!(message_id, %reason, "the failed queue did not take it, and it stays in its own");
-                verdict
             }
-            (_, verdict) => verdict,
         }
+        Verdict::PermanentFailure(failure)
     }
 
-    async fn store(&self, document: Document<'a>, typeset: Typeset) -> Verdict {
+    async fn store(&self, document: Document<'a>, typeset: Typeset) -> Decision {
         let _turn = self.uploads.acquire().await.expect("the semaphore is never closed");
         let Document { job, turn: _turn, .. } = document;
         let Typeset { pages, warnings, typesetting, pdf, _room } = typeset;
-        let (key, bytes) = (job.key.clone(), pdf.len());
-        let stored = self.workshop.storage.store(job, pages, pdf).await;
+        let bytes = pdf.len();
+        let stored = self.workshop.storage.store(&job, pages, pdf, self.workshop.limits.time_of_a_try()).await;
         self.held_bytes.update(|held| held - bytes);
-        match stored {
-            Ok(()) => Verdict::Stored(Stored { key, pages, bytes, warnings, typesetting }),
-            Err(error) => Verdict::TransientFailure(Failure::new(ErrorCode::StorageUnavailable, error.to_string())),
+        let verdict = match stored {
+            Ok(object) => Verdict::Stored(Stored::now(job.key.clone(), object, warnings, typesetting)),
+            Err(error) => self.not_stored(&error),
+        };
+        Decision::of(&job, verdict)
+    }
+
+    fn not_stored(&self, error: &StoreError) -> Verdict {
+        let failure = |code| Failure::new(code, error.to_string());
+        match error {
+            StoreError::KeyTaken { .. } => Verdict::PermanentFailure(failure(ErrorCode::KeyTaken)),
+            StoreError::Unavailable(_) => Verdict::TransientFailure(failure(ErrorCode::StorageUnavailable)),
+            StoreError::Denied(_) => {
+                self.say_denied(&error);
+                Verdict::TransientFailure(failure(ErrorCode::StorageDenied))
+            }
+        }
+    }
+
+    /// Says loudly, once for all records, that the deployment is not as it should be: no message
+    /// can help that, and none is given up for it.
+    fn say_denied(&self, error: &dyn fmt::Display) {
+        if !self.has_said_denied.replace(true) {
+            tracing::error!(%error, "look at the function's role and at the names of the buckets");
         }
     }
 
@@ -367,44 +443,26 @@ enum NotSet {
     TryAgain(Failure),
 }
 
-impl Unset {
-    fn of(document: &Document, verdict: Verdict) -> Self {
-        Self { verdict, template: Some(document.job.template.clone()) }
+impl Decision {
+    fn of(job: &Job, verdict: Verdict) -> Self {
+        Self { verdict, template: Some(job.template.clone()) }
     }
 }
 
-async fn read(workshop: &Workshop<'_>, record: &Record) -> Result<Job, Unset> {
-    let body = record.body.as_deref().map_err(|problem| unset(None, ErrorCode::InvalidMessage, &problem))?;
-    let surroundings = Surroundings { message_id: &record.message_id, ..workshop.surroundings };
-    match Body::parse(body).map_err(|error| refused(body, &error))? {
-        Body::Message(message) => Job::parse(message, surroundings).map_err(|error| refused(message, &error)),
-        Body::Pointer(pointer) => {
-            let message = read_pointer(workshop.storage, &pointer).await?;
-            Job::parse(&message, surroundings).map_err(|error| refused(&message, &error))
+fn refused(message: &str, error: &JobError) -> Decision {
+    let template = job::template_named_in(message);
+    match error {
+        JobError::UnknownTemplate { .. } => {
+            let failure = Failure::new(ErrorCode::UnknownTemplate, error.to_string());
+            Decision { verdict: Verdict::PermanentFailure(failure), template }
         }
+        _ => invalid(template, error),
     }
 }
 
-fn refused(message: &str, error: &JobError) -> Unset {
-    let code = match error {
-        JobError::UnknownTemplate { .. } => ErrorCode::UnknownTemplate,
-        _ => ErrorCode::InvalidMessage,
-    };
-    unset(job::template_named_in(message), code, error)
-}
-
-async fn read_pointer(storage: &Storage, pointer: &Pointer) -> Result<String, Unset> {
-    storage.read_message(pointer).await.map_err(|error| match error {
-        InputError::Unavailable(_) => Unset {
-            verdict: Verdict::TransientFailure(Failure::new(ErrorCode::InputUnavailable, error.to_string())),
-            template: None,
-        },
-        _ => unset(None, ErrorCode::InvalidMessage, &error),
-    })
-}
-
-fn unset(template: Option<String>, code: ErrorCode, problem: &dyn ToString) -> Unset {
-    Unset { verdict: Verdict::PermanentFailure(Failure::new(code, problem.to_string())), template }
+fn invalid(template: Option<String>, problem: &dyn fmt::Display) -> Decision {
+    let failure = Failure::new(ErrorCode::InvalidMessage, problem.to_string());
+    Decision { verdict: Verdict::PermanentFailure(failure), template }
 }
 
 fn log_last_words(message_id: &str, answer: &Answer) {

@@ -16,7 +16,6 @@ mod shares;
 pub mod verdict;
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::time::Instant;
 
 use aws_lambda_events::event::sqs::SqsBatchResponse;
@@ -25,7 +24,7 @@ use serde_json::Value;
 
 use crate::aws::Clients;
 use crate::config::Config;
-use crate::job::Surroundings;
+use crate::job::{Editions, Surroundings};
 use crate::press::room::{PressSettings, Room, StartError};
 use crate::press::sandbox::Level;
 use crate::queues::Queues;
@@ -44,8 +43,7 @@ pub struct Function {
     storage: Storage,
     queues: Queues,
     rooms: Vec<Room>,
-    /// Names and versions.
-    templates: BTreeMap<String, String>,
+    templates: Editions,
     /// What is left of the memory when the function and its presses have theirs.
     memory_for_runs: Option<u64>,
 }
@@ -210,7 +208,8 @@ fn log(record: &Record, verdict: &Verdict) {
                 tracing::warn!(message_id, "{warning}");
             }
             let (key, pages, bytes) = (&stored.key, stored.pages, stored.bytes);
-            tracing::info!(message_id, key, pages, bytes, milliseconds, "stored");
+            let what = if stored.was_there { "had been stored by an earlier delivery" } else { "stored" };
+            tracing::info!(message_id, key, pages, bytes, milliseconds, "{what}");
         }
         Verdict::Parked(failure) | Verdict::PermanentFailure(failure) => {
             let is_parked = matches!(verdict, Verdict::Parked(_));

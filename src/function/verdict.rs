@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::limits::{MemoryLimit, TimeLimit};
 use crate::press::frames::RunEnd;
+use crate::storage::StoredObject;
 use crate::typeset::diagnostics::Diagnostic;
 
 /// What Lambda calls a MB.
@@ -32,6 +33,11 @@ pub struct Stored {
     pub key: String,
     pub pages: usize,
     pub bytes: usize,
+    pub e_tag: Option<String>,
+    /// If the bucket keeps versions.
+    pub version_id: Option<String>,
+    /// An earlier delivery of the message had stored it: nothing was set.
+    pub was_there: bool,
     pub warnings: Vec<Diagnostic>,
     /// From the request being whole until the PDF was.
     pub typesetting: Duration,
@@ -64,12 +70,16 @@ pub enum ErrorCode {
     MemoryLimit,
     /// The document brought its run down.
     RunKilled,
+    /// There is another message's object under its key, and it is not to be replaced.
+    KeyTaken,
     /// The run or the press was killed from outside, repeatedly.
     RunLost,
     /// S3 did not give the message.
     InputUnavailable,
     /// S3 did not take the PDF.
     StorageUnavailable,
+    /// S3 does not let the function read or write, or a bucket is not there.
+    StorageDenied,
     /// A record before it in its message group failed.
     GroupStopped,
     /// The invocation's time was over.
@@ -81,6 +91,21 @@ impl Verdict {
     #[must_use]
     pub fn is_settled(&self) -> bool {
         matches!(self, Self::Stored(_) | Self::Parked(_))
+    }
+}
+
+impl Stored {
+    /// The document has been set and stored.
+    #[must_use]
+    pub fn now(key: String, object: StoredObject, warnings: Vec<Diagnostic>, typesetting: Duration) -> Self {
+        let StoredObject { pages, bytes, e_tag, version_id } = object;
+        Self { key, pages, bytes, e_tag, version_id, was_there: false, warnings, typesetting }
+    }
+
+    /// An earlier delivery of the message had stored the document.
+    #[must_use]
+    pub fn earlier(key: String, object: StoredObject) -> Self {
+        Self { was_there: true, ..Self::now(key, object, Vec::new(), Duration::ZERO) }
     }
 }
 
@@ -167,6 +192,8 @@ impl ErrorCode {
             Self::RunLost => "RunLost",
             Self::InputUnavailable => "InputUnavailable",
             Self::StorageUnavailable => "StorageUnavailable",
+            Self::KeyTaken => "KeyTaken",
+            Self::StorageDenied => "StorageDenied",
             Self::GroupStopped => "GroupStopped",
             Self::DeadlineReached => "DeadlineReached",
         }

@@ -5,6 +5,7 @@
 //! is served to another document.
 
 pub mod diagnostics;
+mod digest;
 mod files;
 mod fonts;
 pub mod pool;
@@ -36,6 +37,8 @@ pub struct Typesetter {
     fonts: FontStore,
     packages: FileStore<Files>,
     templates: BTreeMap<String, Template>,
+    /// Of the templates, by their names.
+    digests: BTreeMap<String, String>,
 }
 
 /// What one message asks for.
@@ -73,16 +76,26 @@ impl Typesetter {
     /// # Errors
     /// When the folder, a manifest or a sample cannot be read or is not what it should be.
     pub fn load(templates_dir: &Path) -> Result<Self, TemplateError> {
+        let templates = templates::load(templates_dir)?;
+        let common = digest::of_common(templates_dir)?;
+        let digest = |name: &String| Ok((name.clone(), digest::of_template(&templates_dir.join(name), common)?));
         Ok(Self {
+            digests: templates.keys().map(digest).collect::<Result<_, _>>()?,
             fonts: fonts::load(&templates_dir.join("fonts"))?,
             packages: files::load_packages(&templates_dir.join("packages"))?,
-            templates: templates::load(templates_dir)?,
+            templates,
         })
     }
 
     /// The names of the templates and the versions in their manifests.
     pub fn templates(&self) -> impl Iterator<Item = (&str, String)> {
         self.templates.iter().map(|(name, template)| (name.as_str(), template.version.to_string()))
+    }
+
+    /// The digest of all that a template's documents are made from beside their data.
+    #[must_use]
+    pub fn digest(&self, template: &str) -> &str {
+        &self.digests[template]
     }
 
     /// The document that a template's `sample.json` asks for.

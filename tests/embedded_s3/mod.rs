@@ -57,6 +57,8 @@ pub enum Fault {
     NoSuchBucket,
     /// 409 `ConditionalRequestConflict`.
     Conflict,
+    /// Served, but answered with 500 `InternalError`.
+    ErrorOnceServed,
     /// Served, but that much later.
     Delay(Duration),
 }
@@ -206,7 +208,8 @@ fn serve(listener: std::net::TcpListener, store: Arc<Store>, mut stopped: onesho
 struct MapS3(Arc<Store>);
 
 impl MapS3 {
-    async fn stumble(&self, method: &str, bucket: &str, key: &str) -> S3Result<()> {
+    /// Does what a test has asked for. Gives back what is to be answered when it has been served.
+    async fn stumble(&self, method: &str, bucket: &str, key: &str) -> S3Result<S3Result<()>> {
         let request = format!("{method} {bucket}/{key}");
         let fault = self.next_fault(&request);
         self.0.requests.lock().unwrap().push(request);
@@ -218,9 +221,10 @@ impl MapS3 {
             Some(Fault::Conflict) => Err(s3_error!(ConditionalRequestConflict, "asked for by the test")),
             Some(Fault::Delay(delay)) => {
                 tokio::time::sleep(delay).await;
-                Ok(())
+                Ok(Ok(()))
             }
-            None => Ok(()),
+            Some(Fault::ErrorOnceServed) => Ok(Err(s3_error!(InternalError, "asked for by the test"))),
+            None => Ok(Ok(())),
         }
     }
 
@@ -246,7 +250,7 @@ impl S3 for MapS3 {
         let input = request.input;
         let body = collect(input.body).await?;
         // After the body has been read, so that the connection stays in order.
-        self.stumble("PUT", &input.bucket, &input.key).await?;
+        let once_served = self.stumble("PUT", &input.bucket, &input.key).await?;
         let mut hasher = ChecksumHasher { crc32: Some(Crc32::new()), ..ChecksumHasher::default() };
         hasher.update(&body);
         let computed = hasher.finalize().checksum_crc32;
@@ -277,11 +281,12 @@ impl S3 for MapS3 {
         }
         let e_tag = Some(ETag::Strong(object.e_tag.clone()));
         bucket.insert(input.key, object);
+        once_served?;
         Ok(S3Response::new(PutObjectOutput { e_tag, checksum_crc32: computed, ..PutObjectOutput::default() }))
     }
 
     async fn get_object(&self, request: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
-        self.stumble("GET", &request.input.bucket, &request.input.key).await?;
+        self.stumble("GET", &request.input.bucket, &request.input.key).await??;
         let object = self.object(&request.input.bucket, &request.input.key)?;
         Ok(S3Response::new(GetObjectOutput {
             content_length: i64::try_from(object.body.len()).ok(),
@@ -298,7 +303,7 @@ impl S3 for MapS3 {
     }
 
     async fn head_object(&self, request: S3Request<HeadObjectInput>) -> S3Result<S3Response<HeadObjectOutput>> {
-        self.stumble("HEAD", &request.input.bucket, &request.input.key).await?;
+        self.stumble("HEAD", &request.input.bucket, &request.input.key).await??;
         let object = self.object(&request.input.bucket, &request.input.key)?;
         Ok(S3Response::new(HeadObjectOutput {
             content_length: i64::try_from(object.body.len()).ok(),

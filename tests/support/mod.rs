@@ -6,6 +6,7 @@ pub mod embedded_s3;
 #[path = "../embedded_sqs/mod.rs"]
 pub mod embedded_sqs;
 pub mod processes;
+pub mod proxy;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
