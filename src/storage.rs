@@ -81,6 +81,12 @@ impl Storage {
         }
     }
 
+    /// The only bucket that is written.
+    #[must_use]
+    pub fn output_bucket(&self) -> &str {
+        &self.output_bucket
+    }
+
     /// Reads the message that a pointer points to. Its size is checked before its body is read.
     ///
     /// # Errors

@@ -21,7 +21,7 @@ use super::verdict::{ErrorCode, Failure, Stored, Verdict};
 use crate::job::{self, Body, Job, JobError, Pointer, Surroundings};
 use crate::press::frames::{Answer, Cause, Header};
 use crate::press::room::{Outcome, Room};
-use crate::queues::{FailedMessage, Queues};
+use crate::queues::{Announcement, FailedMessage, Queues};
 use crate::storage::{InputError, Storage, StoreError};
 use crate::typeset::diagnostics::Diagnostic;
 
@@ -361,8 +361,32 @@ impl<'a> Batch<'a> {
     async fn settle(&self, record: &Record, decision: Decision) -> Verdict {
         let Decision { verdict, template } = decision;
         match verdict {
+            Verdict::Stored(stored) => self.announce(record, template.as_deref().unwrap_or_default(), stored).await,
             Verdict::PermanentFailure(failure) => self.park(record, template.as_deref(), failure).await,
             verdict => verdict,
+        }
+    }
+
+    /// Announces a stored document, if there is a queue for that. One that could not be announced
+    /// will be when its message is delivered again.
+    async fn announce(&self, record: &Record, template: &str, stored: Stored) -> Verdict {
+        let announcement = Announcement {
+            message_id: &record.message_id,
+            template,
+            bucket: self.workshop.storage.output_bucket(),
+            key: &stored.key,
+            version_id: stored.version_id.as_deref(),
+            e_tag: stored.e_tag.as_deref().map(|e_tag| e_tag.trim_matches('"')),
+            pages: stored.pages,
+            bytes: stored.bytes,
+        };
+        let group = record.message_group.as_deref();
+        match self.workshop.queues.announce(&announcement, group, self.workshop.limits.time_of_a_try()).await {
+            Ok(()) => Verdict::Stored(stored),
+            Err(reason) => {
+                let message = format!("the PDF is stored, but DONE_QUEUE_URL did not take its announcement: {reason}");
+                Verdict::TransientFailure(Failure::new(ErrorCode::AnnouncementFailed, message))
+            }
         }
     }
 

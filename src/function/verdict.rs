@@ -80,6 +80,8 @@ pub enum ErrorCode {
     StorageUnavailable,
     /// S3 does not let the function read or write, or a bucket is not there.
     StorageDenied,
+    /// The PDF is stored, and that could not be announced.
+    AnnouncementFailed,
     /// A record before it in its message group failed.
     GroupStopped,
     /// The invocation's time was over.
@@ -194,6 +196,7 @@ impl ErrorCode {
             Self::StorageUnavailable => "StorageUnavailable",
             Self::KeyTaken => "KeyTaken",
             Self::StorageDenied => "StorageDenied",
+            Self::AnnouncementFailed => "AnnouncementFailed",
             Self::GroupStopped => "GroupStopped",
             Self::DeadlineReached => "DeadlineReached",
         }
