@@ -9,6 +9,7 @@ use pressrun::function::deadline::Deadline;
 use serde_json::{Value, json};
 use std::time::{Duration, SystemTime};
 use support::embedded_sqs::{Fault, Message};
+use support::log::Log;
 use support::{INPUT, Stage, config, in_group, letter, received, record, record_of, run};
 
 async fn stage() -> Stage {
@@ -131,9 +132,11 @@ fn without_a_failed_queue_a_permanent_failure_is_reported_as_failed() {
 fn a_message_that_cannot_be_parked_is_reported_as_failed() {
     run(async {
         let mut stage = stage().await;
+        let log = Log::start();
         for fault in [Fault::InternalFailure, Fault::AccessDenied] {
             stage.sqs.answer_all("failed", Some(fault));
             assert_eq!(stage.handle(vec![letter("a"), record_of("bad", "{")]).await, ["bad"]);
+            assert_eq!(log.take("the failed queue did not take it").len(), 1);
         }
         // SQS takes no message without a body, so there is nothing to send.
         stage.sqs.answer_all("failed", None);

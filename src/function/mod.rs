@@ -1,11 +1,12 @@
 //! The Lambda function: an SQS event in, a verdict for every record out.
 //!
 //! [`records`] takes the event apart, [`chains`] says which of them wait for which, [`batch`]
-//! sets and stores, [`verdict`] is what becomes of
-//! each record, [`deadline`], [`limits`] and [`shares`] how much time, memory and threads there
-//! are, [`runtime`] what Lambda calls. Imports everything else. Must never be true: that the
-//! handler returns while something that it started goes on.
+//! sets and stores, [`verdict`] is what becomes of each record, [`backoff`] when it comes back,
+//! [`deadline`], [`limits`] and [`shares`] how much time, memory and threads there are,
+//! [`runtime`] what Lambda calls. Imports everything else. Must never be true: that the handler
+//! returns while something that it started goes on.
 
+mod backoff;
 mod batch;
 mod chains;
 pub mod deadline;
@@ -16,7 +17,7 @@ mod shares;
 pub mod verdict;
 
 use std::cell::RefCell;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use aws_lambda_events::event::sqs::SqsBatchResponse;
 use futures_util::future::{join_all, try_join_all};
@@ -47,6 +48,9 @@ pub struct Function {
     /// What is left of the memory when the function and its presses have theirs.
     memory_for_runs: Option<u64>,
 }
+
+/// Nobody waits longer for messages to be put off: their queue's own timeout does it too.
+const LONGEST_PUTTING_OFF: Duration = Duration::from_secs(5);
 
 /// With less a run cannot set the simplest document.
 const LEAST_RUN_BYTES: u64 = 64_000_000;
@@ -159,18 +163,31 @@ impl Function {
             limits: Limits::new(deadline, self.config.most_render_time, self.memory_for_runs),
         };
         let all = batch::set_all(&workshop, &mut self.rooms, &records, &verdicts);
-        if deadline.cut_short(all).await.is_err() {
-            tracing::error!("the deadline came before the batch was done");
-            join_all(self.rooms.iter_mut().map(Room::end_invocation)).await;
-        }
-        let in_time = verdicts.into_inner();
-        records.into_iter().zip(in_time).map(|(record, verdict)| (record, verdict.unwrap_or_else(too_late))).collect()
+        let is_cut_short = deadline.cut_short(all).await.is_err();
+        let verdicts = verdicts.into_inner().into_iter().map(|verdict| verdict.unwrap_or_else(too_late));
+        let verdicts: Vec<RecordVerdict> = records.into_iter().zip(verdicts).collect();
+        let ending = async {
+            if is_cut_short {
+                tracing::error!("the deadline came before the batch was done");
+                join_all(self.rooms.iter_mut().map(Room::end_invocation)).await;
+            }
+        };
+        tokio::join!(ending, put_off(&self.queues, &verdicts, invocation.deadline));
+        verdicts
     }
 
     /// Ends the presses and waits for them.
     pub async fn stop(mut self) {
         join_all(self.rooms.iter_mut().map(Room::close)).await;
     }
+}
+
+/// Has the records that failed for now delivered again when it makes sense to try. Takes half of
+/// what is left of the time at most, and whether it succeeds changes no verdict.
+async fn put_off(queues: &Queues, verdicts: &[RecordVerdict], deadline: Deadline) {
+    let time = deadline.time_left().map_or(LONGEST_PUTTING_OFF, |left| (left / 2).min(LONGEST_PUTTING_OFF));
+    let of_queues = backoff::postponed(verdicts);
+    join_all(of_queues.iter().map(|(queue_arn, messages)| queues.postpone(queue_arn, messages, time))).await;
 }
 
 /// What a function of this memory has left for runs. Half of what function and presses have now

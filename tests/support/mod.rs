@@ -5,6 +5,7 @@
 pub mod embedded_s3;
 #[path = "../embedded_sqs/mod.rs"]
 pub mod embedded_sqs;
+pub mod log;
 pub mod processes;
 pub mod proxy;
 
@@ -116,7 +117,7 @@ impl Stage {
 pub fn record_of(message_id: &str, body: impl Into<String>) -> Value {
     json!({
         "messageId": message_id,
-        "receiptHandle": "AQEBwJnKyrHigUMZj6rYigCgxlaS3SLy0a",
+        "receiptHandle": format!("handle-of-{message_id}"),
         "body": body.into(),
         "attributes": {
             "ApproximateReceiveCount": "1",
