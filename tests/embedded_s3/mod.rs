@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -72,6 +73,8 @@ struct Store {
     faults: Mutex<VecDeque<(String, Fault)>>,
     /// Answers every such request, after `faults`, while it is set.
     lasting_fault: Mutex<Option<(String, Fault)>>,
+    /// One in so many requests gets a fault, by chance.
+    stumbles_one_in: Mutex<Option<u64>>,
     /// All requests, as `PUT bucket/key`.
     requests: Mutex<Vec<String>>,
 }
@@ -153,6 +156,11 @@ impl EmbeddedS3 {
         *self.store.lasting_fault.lock().unwrap() = fault.map(|fault| (request.to_owned(), fault));
     }
 
+    /// Answers one in so many requests with an error, by a chance that is the same each time.
+    pub fn stumble_one_in(&self, requests: u64) {
+        *self.store.stumbles_one_in.lock().unwrap() = Some(requests);
+    }
+
     /// The requests since this was asked last, as `PUT bucket/key`.
     pub fn requests(&self) -> Vec<String> {
         std::mem::take(&mut self.store.requests.lock().unwrap())
@@ -211,7 +219,7 @@ impl MapS3 {
     /// Does what a test has asked for. Gives back what is to be answered when it has been served.
     async fn stumble(&self, method: &str, bucket: &str, key: &str) -> S3Result<S3Result<()>> {
         let request = format!("{method} {bucket}/{key}");
-        let fault = self.next_fault(&request);
+        let fault = self.next_fault(&request).or_else(|| self.chance_fault());
         self.0.requests.lock().unwrap().push(request);
         match fault {
             Some(Fault::InternalError) => Err(s3_error!(InternalError, "asked for by the test")),
@@ -235,6 +243,15 @@ impl MapS3 {
         }
         let lasting = self.0.lasting_fault.lock().unwrap();
         lasting.as_ref().filter(|(part, _)| request.contains(part)).map(|(_, fault)| *fault)
+    }
+
+    fn chance_fault(&self) -> Option<Fault> {
+        let one_in = (*self.0.stumbles_one_in.lock().unwrap())?;
+        let mut hasher = DefaultHasher::new();
+        self.0.requests.lock().unwrap().len().hash(&mut hasher);
+        let chance = hasher.finish();
+        let faults = [Fault::InternalError, Fault::SlowDown, Fault::ErrorOnceServed, Fault::AccessDenied];
+        chance.is_multiple_of(one_in).then(|| faults[usize::try_from(chance / one_in % 4).unwrap()])
     }
 
     fn object(&self, bucket: &str, key: &str) -> S3Result<Object> {

@@ -52,6 +52,8 @@ struct Store {
     /// With the queue that they are for.
     faults: Mutex<VecDeque<(String, Fault)>>,
     lasting_fault: Mutex<Option<(String, Fault)>>,
+    /// One in so many requests fails.
+    stumbles_one_in: Mutex<Option<usize>>,
     requests: Mutex<Vec<String>>,
 }
 
@@ -105,6 +107,11 @@ impl EmbeddedSqs {
         std::mem::take(&mut self.store.requests.lock().unwrap())
     }
 
+    /// Answers one in so many requests with an error.
+    pub fn stumble_one_in(&self, requests: usize) {
+        *self.store.stumbles_one_in.lock().unwrap() = Some(requests);
+    }
+
     /// Answers the next requests for a queue with these faults.
     pub fn answer_next(&self, queue: &str, faults: impl IntoIterator<Item = Fault>) {
         self.store.faults.lock().unwrap().extend(faults.into_iter().map(|fault| (queue.to_owned(), fault)));
@@ -153,7 +160,9 @@ async fn answer(store: Arc<Store>, request: Request<Incoming>) -> Result<Respons
     let input: Value = serde_json::from_slice(&body.to_bytes()).unwrap();
     let queue = input["QueueUrl"].as_str().unwrap().rsplit('/').next().unwrap().to_owned();
     store.requests.lock().unwrap().push(format!("{target} {queue}"));
-    match next_fault(&store, &queue) {
+    let requests = store.requests.lock().unwrap().len();
+    let stumbles = store.stumbles_one_in.lock().unwrap().is_some_and(|one_in| requests.is_multiple_of(one_in));
+    match next_fault(&store, &queue).or(stumbles.then_some(Fault::InternalFailure)) {
         Some(Fault::InternalFailure) => return Ok(refused("InternalFailure", 500)),
         Some(Fault::AccessDenied) => return Ok(refused("AccessDenied", 403)),
         Some(Fault::Delay(delay)) => tokio::time::sleep(delay).await,
