@@ -8,8 +8,7 @@ use std::time::{Duration, SystemTime};
 use pressrun::function::deadline::Deadline;
 use serde_json::{Value, json};
 use support::embedded_s3::Fault;
-use support::log::Log;
-use support::{Stage, config, in_group, letter, received, record_of, run};
+use support::{Stage, config, in_group, letter, log, received, record_of, run};
 
 /// The queue that records of [`letter`] are from.
 const QUEUE: &str = "documents";
@@ -141,15 +140,14 @@ fn a_record_that_says_nothing_of_its_queue_fails_as_others_do() {
 fn that_messages_may_not_be_put_off_is_said_once() {
     run(async {
         let mut stage = stage().await;
-        let log = Log::start();
         stage.sqs.answer_all(QUEUE, Some(support::embedded_sqs::Fault::AccessDenied));
         for _ in 0..3 {
             stage.handle(vec![letter("a"), letter("b")]).await;
         }
-        let said = log.take("sqs:ChangeMessageVisibility");
+        let said = log::take("sqs:ChangeMessageVisibility");
         assert_eq!(said.len(), 1, "{said:?}");
         stage.sqs.answer_all(QUEUE, Some(support::embedded_sqs::Fault::InternalFailure));
         stage.handle(vec![letter("a"), letter("b")]).await;
-        assert_eq!(log.take("messages could not be put off").len(), 1, "another reason is said too");
+        assert_eq!(log::take("messages could not be put off").len(), 1, "another reason is said too");
     });
 }

@@ -9,8 +9,7 @@ use pressrun::function::deadline::Deadline;
 use serde_json::{Value, json};
 use std::time::{Duration, SystemTime};
 use support::embedded_sqs::{Fault, Message};
-use support::log::Log;
-use support::{INPUT, Stage, config, in_group, letter, received, record, record_of, run};
+use support::{INPUT, OUTPUT, Stage, config, in_group, letter, log, received, record, record_of, run};
 
 async fn stage() -> Stage {
     Stage::with_queues(config(1), Some("failed"), None).await
@@ -85,7 +84,10 @@ fn every_kind_of_permanent_failure_is_parked() {
             json!([class, {"s3BucketName": INPUT, "s3Key": key}]).to_string()
         };
         stage.s3.put(INPUT, "typo", json!({"template": "letter", "daata": 1}).to_string());
+        stage.s3.put(OUTPUT, "taken.pdf", "somebody's own");
+        let taken = json!({"template": "letter", "data": {"to": "x"}, "key": "taken.pdf", "if_exists": "fail"});
         let bad = [
+            ("KeyTaken", "letter", record_of("taken", taken.to_string())),
             ("InvalidMessage", "", record_of("not-json", "{")),
             ("InvalidMessage", "letter", record_of("typo", r#"{"template": "letter", "daata": {}}"#)),
             ("InvalidMessage", "letter", record_of("typo-behind-a-pointer", pointer("typo"))),
@@ -132,11 +134,10 @@ fn without_a_failed_queue_a_permanent_failure_is_reported_as_failed() {
 fn a_message_that_cannot_be_parked_is_reported_as_failed() {
     run(async {
         let mut stage = stage().await;
-        let log = Log::start();
         for fault in [Fault::InternalFailure, Fault::AccessDenied] {
             stage.sqs.answer_all("failed", Some(fault));
             assert_eq!(stage.handle(vec![letter("a"), record_of("bad", "{")]).await, ["bad"]);
-            assert_eq!(log.take("the failed queue did not take it").len(), 1);
+            assert_eq!(log::take("the failed queue did not take it").len(), 1);
         }
         // SQS takes no message without a body, so there is nothing to send.
         stage.sqs.answer_all("failed", None);

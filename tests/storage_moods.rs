@@ -11,9 +11,8 @@ use pressrun::function::records;
 use pressrun::function::verdict::{ErrorCode, Verdict};
 use serde_json::{Value, json};
 use support::embedded_s3::{EmbeddedS3, Fault, client_for};
-use support::log::Log;
 use support::proxy::{Mischief, Proxy};
-use support::{INPUT, OUTPUT, Stage, config, letter, record_of, run};
+use support::{INPUT, OUTPUT, Stage, config, letter, log, record_of, run};
 
 fn in_seconds(seconds: u64) -> Deadline {
     Deadline::from_lambda(SystemTime::now() + Duration::from_secs(seconds))
@@ -154,11 +153,10 @@ fn every_upload_carries_a_checksum_that_s3_verifies() {
 fn a_wrong_deployment_is_loud_in_the_log_once_an_invocation() {
     run(async {
         let mut stage = Stage::with_presses(2).await;
-        let log = Log::start();
         for fault in [Fault::AccessDenied, Fault::NoSuchBucket] {
             stage.s3.answer_all_with(Some(fault));
             assert_eq!(stage.handle(vec![letter("a"), letter("b"), letter("c")]).await.len(), 3);
-            let errors = log.take("ERROR");
+            let errors = log::take("ERROR");
             assert!(errors.len() == 1 && errors[0].contains("look at the function's role"), "{errors:?}");
         }
     });

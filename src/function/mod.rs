@@ -210,8 +210,8 @@ fn resident_bytes(process: u32) -> u64 {
 }
 
 fn too_late() -> Verdict {
-    let message = "the invocation's time was over before the PDF was stored; give the function more time or memory, \
-                   or the queue smaller batches";
+    let message = "the invocation's time was over before the record was done with; give the function more time or \
+                   memory, or the queue smaller batches";
     Verdict::TransientFailure(Failure::new(ErrorCode::DeadlineReached, message))
 }
 

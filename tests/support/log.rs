@@ -1,35 +1,32 @@
 //! What the function says in its log.
 
+use std::cell::RefCell;
 use std::fmt::{Debug, Write};
-use std::sync::{Arc, Mutex};
+use std::sync::Once;
 
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
-use tracing::subscriber::DefaultGuard;
 use tracing::{Event, Level, Metadata, Subscriber};
 
-/// Collects what pressrun logs on this thread while it lives.
-pub struct Log {
-    lines: Arc<Mutex<Vec<String>>>,
-    _guard: DefaultGuard,
+thread_local! {
+    static LINES: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
 }
 
-impl Log {
-    pub fn start() -> Self {
-        let lines = Arc::default();
-        let guard = tracing::subscriber::set_default(Collector(Arc::clone(&lines)));
-        Self { lines, _guard: guard }
-    }
-
-    /// The lines since this was asked last that contain this, each with its level.
-    pub fn take(&self, part: &str) -> Vec<String> {
-        let mut lines = std::mem::take(&mut *self.lines.lock().unwrap());
-        lines.retain(|line| line.contains(part));
-        lines
-    }
+/// Collects from now on what pressrun logs, for each thread, and so each test, by itself. To be
+/// called before anything is logged: tracing remembers whom that interests.
+pub fn collect() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| tracing::subscriber::set_global_default(Collector).unwrap());
 }
 
-struct Collector(Arc<Mutex<Vec<String>>>);
+/// The lines since this was asked last that contain this, each with its level.
+pub fn take(part: &str) -> Vec<String> {
+    let mut lines = LINES.take();
+    lines.retain(|line| line.contains(part));
+    lines
+}
+
+struct Collector;
 
 impl Subscriber for Collector {
     fn enabled(&self, metadata: &Metadata) -> bool {
@@ -47,7 +44,7 @@ impl Subscriber for Collector {
     fn event(&self, event: &Event) {
         let mut line = Line(event.metadata().level().to_string());
         event.record(&mut line);
-        self.0.lock().unwrap().push(line.0);
+        LINES.with_borrow_mut(|lines| lines.push(line.0));
     }
 
     fn enter(&self, _: &Id) {}

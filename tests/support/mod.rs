@@ -164,6 +164,7 @@ pub fn letter(message_id: &str) -> Value {
 
 /// Runs a test on one thread, as the function runs.
 pub fn run<T>(test: impl Future<Output = T>) -> T {
+    log::collect();
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().thread_keep_alive(Duration::ZERO).build().unwrap();
     runtime.block_on(test)
