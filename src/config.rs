@@ -38,6 +38,11 @@ pub struct Config {
     /// `MAX_RENDER_MS`: how long a document may be set before it is given up for good. Default:
     /// half of the invocation's time.
     pub most_render_time: Option<Duration>,
+    /// `FAILED_QUEUE_URL`: where messages are sent that are given up. Default: none, and they stay
+    /// in their own queue.
+    pub failed_queue_url: Option<String>,
+    /// `DONE_QUEUE_URL`: where stored documents are announced. Default: nowhere.
+    pub done_queue_url: Option<String>,
     /// `AWS_LAMBDA_FUNCTION_MEMORY_SIZE`, which Lambda sets, else `MEMORY_MB`: the memory that
     /// function, presses and runs share. Default: as much as there is, and no document has a limit.
     pub memory_bytes: Option<u64>,
@@ -88,6 +93,8 @@ impl Config {
             cores,
             most_data_bytes: number(&variable, "MAX_DATA_BYTES", "a whole number of bytes from 1 on")?
                 .unwrap_or(DEFAULT_MOST_DATA_BYTES),
+            failed_queue_url: queue_url(&variable, "FAILED_QUEUE_URL")?,
+            done_queue_url: queue_url(&variable, "DONE_QUEUE_URL")?,
             memory_bytes: memory_mb(&variable)?.map(|mb| mb * 1024 * 1024),
             most_render_time: milliseconds(&variable, "MAX_RENDER_MS")?,
             deadline_margin: milliseconds(&variable, "DEADLINE_MARGIN_MS")?.unwrap_or(DEFAULT_DEADLINE_MARGIN),
@@ -159,6 +166,20 @@ fn output_prefix(variable: &impl Fn(&'static str) -> Option<String>) -> Result<S
     Ok(prefix)
 }
 
+fn queue_url(
+    variable: &impl Fn(&'static str) -> Option<String>,
+    name: &'static str,
+) -> Result<Option<String>, ConfigError> {
+    let Some(url) = variable(name) else { return Ok(None) };
+    let path = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
+    let has_account_and_name = path.is_some_and(|path| path.split('/').filter(|part| !part.is_empty()).count() == 3);
+    if has_account_and_name {
+        return Ok(Some(url));
+    }
+    let takes = "the URL of an SQS queue, as https://sqs.eu-central-1.amazonaws.com/123456789012/failed";
+    Err(ConfigError { name, problem: format!("is {url:?}"), takes })
+}
+
 fn templates_dir(variable: &impl Fn(&'static str) -> Option<String>) -> Result<PathBuf, ConfigError> {
     let given = variable("TEMPLATES_DIR");
     let is_given = given.is_some();
@@ -209,6 +230,8 @@ mod tests {
             ("DEADLINE_MARGIN_MS", "-1"),
             ("MAX_RENDER_MS", "0"),
             ("OUTPUT_PREFIX", "/pdf/"),
+            ("FAILED_QUEUE_URL", "failed"),
+            ("DONE_QUEUE_URL", "arn:aws:sqs:eu-central-1:123456789012:done"),
             ("TEMPLATES_DIR", "/nowhere"),
             ("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "lots"),
             ("MEMORY_MB", "1 GB"),

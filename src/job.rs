@@ -1,11 +1,12 @@
 //! The message contract: what a record's body has to say, and what it may not. A [`Job`] exists
 //! only if it is valid.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
 
 /// S3's limit. Source: <https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html>.
 const MOST_KEY_BYTES: usize = 1024;
@@ -35,9 +36,30 @@ pub struct Job {
     pub key: String,
     /// The value of `Content-Disposition`, if the message names a file.
     pub content_disposition: Option<String>,
+    pub if_exists: IfExists,
     /// The object's metadata but for the page count: the message's and ours.
     pub metadata: BTreeMap<String, String>,
 }
+
+/// What is to be done when another message has stored an object under the same key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IfExists {
+    #[default]
+    Replace,
+    Fail,
+}
+
+/// Which template exactly: what its author calls it, and what it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Edition {
+    pub version: String,
+    /// Of all that its documents are made from beside their data.
+    pub digest: String,
+}
+
+/// The templates that there are, by their names.
+pub type Editions = BTreeMap<String, Edition>;
 
 /// A body: the message itself, or where it is.
 #[derive(Debug, PartialEq, Eq)]
@@ -113,8 +135,7 @@ pub enum KeyProblem {
 /// What the parser has to know of the deployment and of the record.
 #[derive(Clone, Copy, Debug)]
 pub struct Surroundings<'a> {
-    /// The templates there are, with their versions.
-    pub templates: &'a BTreeMap<String, String>,
+    pub templates: &'a Editions,
     pub output_prefix: &'a str,
     pub message_id: &'a str,
 }
@@ -129,6 +150,8 @@ struct Message<'a> {
     files: BTreeMap<String, String>,
     key: Option<String>,
     filename: Option<String>,
+    #[serde(default)]
+    if_exists: IfExists,
     #[serde(default)]
     metadata: BTreeMap<String, String>,
 }
@@ -149,15 +172,25 @@ impl<'a> Body<'a> {
     }
 }
 
+/// The template that a message names, even if it is refused for another reason.
+pub fn template_named_in(message: &str) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Named {
+        template: String,
+    }
+    serde_json::from_str(message).ok().map(|named: Named| named.template)
+}
+
 impl Job {
     /// Parses a message and checks all that can be known before it is set.
     ///
     /// # Errors
     /// With the first thing that is wrong.
     pub fn parse(message: &str, surroundings: Surroundings) -> Result<Self, JobError> {
+        let message_digest = digest(message);
         let message: Message = serde_json::from_str(message).map_err(JobError::Malformed)?;
         let Surroundings { templates, output_prefix, message_id } = surroundings;
-        let Some(version) = templates.get(&message.template) else {
+        let Some(edition) = templates.get(&message.template) else {
             let known: Vec<_> = templates.keys().map(String::as_str).collect();
             return Err(JobError::UnknownTemplate { name: message.template, known: known.join(", ") });
         };
@@ -168,8 +201,10 @@ impl Job {
         check_object_key(&key).map_err(|problem| JobError::Key { key: key.clone(), problem })?;
         let ours = [
             ("message-id", message_id),
+            ("message-digest", &message_digest),
             ("template", &message.template),
-            ("template-version", version),
+            ("template-version", &edition.version),
+            ("template-digest", &edition.digest),
             ("pages", PAGES_PLACEHOLDER),
         ];
         let mut metadata = checked_metadata(message.metadata, ours)?;
@@ -179,10 +214,34 @@ impl Job {
             template: message.template,
             files: message.files,
             key,
+            if_exists: message.if_exists,
             content_disposition: message.filename.as_deref().map(content_disposition).transpose()?,
             metadata,
         })
     }
+
+    /// Whether an object with this metadata was made from this very message.
+    pub fn has_made(&self, metadata: &HashMap<String, String>) -> bool {
+        self.agrees_with(metadata, &["message-id", "message-digest"])
+    }
+
+    /// Whether an object with this metadata is what this job would make.
+    pub fn would_make(&self, metadata: &HashMap<String, String>) -> bool {
+        self.agrees_with(metadata, &["message-id", "message-digest", "template", "template-digest"])
+    }
+
+    fn agrees_with(&self, metadata: &HashMap<String, String>, names: &[&str]) -> bool {
+        names.iter().all(|name| metadata.get(*name) == self.metadata.get(*name))
+    }
+}
+
+/// Half of SHA-256, as text: enough to tell messages apart, and metadata is scarce.
+fn digest(message: &str) -> String {
+    use std::fmt::Write;
+    Sha256::digest(message).iter().take(16).fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("a string can be written to");
+        text
+    })
 }
 
 /// Checks what becomes a key or a part of one.
@@ -234,7 +293,7 @@ fn check_object_key(key: &str) -> Result<(), KeyProblem> {
 /// The message's metadata and ours, if S3 takes them.
 fn checked_metadata(
     given: BTreeMap<String, String>,
-    ours: [(&str, &str); 4],
+    ours: [(&str, &str); 6],
 ) -> Result<BTreeMap<String, String>, JobError> {
     let mut metadata: BTreeMap<String, String> =
         ours.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
@@ -301,7 +360,8 @@ mod tests {
     use super::*;
 
     fn parse(message: &str) -> Result<Job, JobError> {
-        let templates = BTreeMap::from([("invoice".to_owned(), "1.2.3".to_owned())]);
+        let edition = Edition { version: "1.2.3".to_owned(), digest: "0".repeat(32) };
+        let templates = BTreeMap::from([("invoice".to_owned(), edition)]);
         Job::parse(message, Surroundings { templates: &templates, output_prefix: "pdf/", message_id: "m-1" })
     }
 
@@ -399,7 +459,18 @@ mod tests {
         ] {
             assert!(matches!(with(name, value).unwrap_err(), JobError::Metadata { .. }), "{name}: {value}");
         }
-        let ours = "message-id".len() + 3 + "template".len() + 7 + "template-version".len() + 5 + "pages".len() + 7;
+        let ours = "message-id".len()
+            + 3
+            + "template".len()
+            + 7
+            + "template-version".len()
+            + 5
+            + "pages".len()
+            + 7
+            + "message-digest".len()
+            + 32
+            + "template-digest".len()
+            + 32;
         assert!(with("a", &"x".repeat(2048 - ours - 1)).is_ok());
         assert_eq!(
             with("a", &"x".repeat(2048 - ours)).unwrap_err().to_string(),

@@ -14,14 +14,17 @@
 //!   ([`typeset`]), each on a pool of threads that lives for this document, and then ends.
 //!
 //! The way down is `main` → [`function`] → [`press`] → [`typeset`]; [`job`] (the message
-//! contract), [`config`] (the environment), [`storage`] (S3) and [`os`] (all `unsafe` there is)
-//! are leaves. Nothing imports what stands above it.
+//! contract), [`config`] (the environment), [`storage`] (S3), [`queues`] (SQS), [`aws`] (what
+//! those two have in common) and [`os`] (all `unsafe` there is) are leaves. Nothing imports what
+//! stands above it.
 
+pub mod aws;
 pub mod config;
 pub mod function;
 pub mod job;
 pub mod os;
 pub mod press;
+pub mod queues;
 pub mod storage;
 pub mod typeset;
 

@@ -94,7 +94,7 @@ async fn assert_only_the_bad_fail(stage: &mut Stage, bad: &Bad, records: Vec<Val
                 assert_eq!(failure.code, bad.code, "{failure:?}");
                 assert!(failure.message.contains(bad.reason), "{}", failure.message);
             }
-            Verdict::TransientFailure(failure) => panic!("{id}: {failure:?}"),
+            Verdict::Parked(failure) | Verdict::TransientFailure(failure) => panic!("{id}: {failure:?}"),
         }
     }
     for press in stage.function.press_ids() {

@@ -10,13 +10,10 @@ use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::Signal;
 use pressrun::function::deadline::Deadline;
-use pressrun::typeset::{Typesetter, pool};
 use serde_json::json;
 use support::embedded_s3::Fault;
-use support::processes::{
-    Holdings, children, holdings, run_of, signal, threads, until, until_run_waits, until_run_works,
-};
-use support::{Stage, letter, record, record_of, run, test_templates};
+use support::processes::{Holdings, children, holdings, run_of, signal, threads, until_run_waits, until_run_works};
+use support::{INPUT, Stage, config, embedded_sqs, letter, record, record_of, run};
 
 fn take_turns() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
@@ -39,9 +36,17 @@ fn census(stage: &Stage) -> Census {
     }
 }
 
-/// Makes the SDK open as many connections as it ever will: those it keeps.
-async fn fill_connection_pool(stage: &mut Stage) {
-    stage.s3.answer_all_with(Some(Fault::Delay(Duration::from_millis(50))));
+/// Makes the SDK open as many connections as it ever will: those it keeps. To S3 as many as there
+/// are uploads at once, to SQS as many as there are requests.
+async fn fill_connection_pools(stage: &mut Stage) {
+    let delay = Duration::from_millis(50);
+    let class = "software.amazon.payloadoffloading.PayloadS3Pointer";
+    let pointer = json!([class, {"s3BucketName": INPUT, "s3Key": "any"}]).to_string();
+    stage.sqs.answer_all("documents", Some(embedded_sqs::Fault::Delay(delay)));
+    stage.s3.answer_all_with(Some(Fault::AccessDenied));
+    stage.handle((0..80).map(|number| record_of(&number.to_string(), pointer.clone())).collect()).await;
+    stage.sqs.answer_all("documents", None);
+    stage.s3.answer_all_with(Some(Fault::Delay(delay)));
     stage.handle((0..40).map(|number| letter(&number.to_string())).collect()).await;
     stage.s3.answer_all_with(None);
 }
@@ -51,7 +56,7 @@ fn an_invocation_leaves_nothing_behind() {
     let _turn = take_turns();
     run(async {
         let mut stage = Stage::with_presses(2).await;
-        fill_connection_pool(&mut stage).await;
+        fill_connection_pools(&mut stage).await;
         let before = census(&stage);
         assert!(before.presses.iter().all(|press| press.threads == ["pressrun"] && press.children == 1), "{before:?}");
         let good = |count: usize| (0..count).map(|number| letter(&format!("good-{number}"))).collect::<Vec<_>>();
@@ -83,7 +88,7 @@ fn an_invocation_that_is_cut_short_leaves_nothing_behind() {
     let _turn = take_turns();
     run(async {
         let mut stage = Stage::with_presses(2).await;
-        fill_connection_pool(&mut stage).await;
+        fill_connection_pools(&mut stage).await;
         let before = census(&stage);
         let endless = |id| record(id, "endless", json!({"endless": true}));
         let deadline = Deadline::from_lambda(SystemTime::now() + Duration::from_secs(1));
@@ -100,7 +105,7 @@ fn a_run_or_a_press_that_dies_leaves_nothing_behind() {
     let _turn = take_turns();
     run(async {
         let mut stage = Stage::with_presses(1).await;
-        fill_connection_pool(&mut stage).await;
+        fill_connection_pools(&mut stage).await;
         let before = census(&stage);
         let press = stage.function.press_ids().next().unwrap();
         until_run_waits(press).await;
@@ -120,18 +125,31 @@ fn a_run_or_a_press_that_dies_leaves_nothing_behind() {
     });
 }
 
-/// The story's own regression test: three documents on a pool of ten.
 #[test]
-fn three_documents_on_a_pool_of_ten_leave_no_thread() {
+fn what_queues_are_told_leaves_nothing_behind() {
     let _turn = take_turns();
     run(async {
-        let typesetter = Typesetter::load(&test_templates()).unwrap();
-        let before = threads(std::process::id());
-        for _ in 0..3 {
-            let document = typesetter.sample("long").unwrap();
-            pool::on_fixed_pool(10, || typesetter.set(document)).unwrap().unwrap();
-            // A joined thread may be in the kernel's list for some microseconds more.
-            until("the threads are as before", || threads(std::process::id()) == before).await;
+        let mut stage = Stage::with_queues(config(2), Some("failed"), Some("done")).await;
+        fill_connection_pools(&mut stage).await;
+        let before = census(&stage);
+        let batch = || {
+            let good = (0..20).map(|number| letter(&format!("good-{number}")));
+            let bad = (0..20).map(|number| record_of(&format!("bad-{number}"), "{"));
+            good.chain(bad).collect::<Vec<_>>()
+        };
+        assert_eq!(stage.handle(batch()).await, [""; 0]);
+        assert_eq!(census(&stage), before);
+        for fault in [embedded_sqs::Fault::InternalFailure, embedded_sqs::Fault::Delay(Duration::from_mins(1))] {
+            stage.sqs.answer_all("done", Some(fault));
+            let deadline = Deadline::from_lambda(SystemTime::now() + Duration::from_secs(2));
+            assert_eq!(stage.handle_until(batch(), deadline).await.len(), 20, "{fault:?}");
+            let after = census(&stage);
+            // The SDK does not keep a connection that has failed.
+            assert!(after.tasks <= before.tasks && after.function.open_files <= before.function.open_files);
+            assert_eq!(
+                (after.function.threads, after.presses),
+                (before.function.threads.clone(), before.presses.clone())
+            );
         }
     });
 }

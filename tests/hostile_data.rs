@@ -52,7 +52,7 @@ async fn failures(stage: &mut Stage, documents: Vec<Value>) -> Vec<(String, Fail
             match verdict {
                 Verdict::Stored(_) => {}
                 Verdict::PermanentFailure(failure) => failures.push((record.message_id, failure)),
-                Verdict::TransientFailure(failure) => panic!("{}: {failure:?}", record.message_id),
+                other => panic!("{}: {other:?}", record.message_id),
             }
         }
     }
@@ -233,7 +233,7 @@ async fn pages(stage: &mut Stage, template: &str, data: Value) -> Result<usize, 
     match stage.function.set_batch(records, Deadline::NONE).await.remove(0).1 {
         Verdict::Stored(stored) => Ok(stored.pages),
         Verdict::PermanentFailure(failure) => Err(failure),
-        Verdict::TransientFailure(failure) => panic!("{failure:?}"),
+        other => panic!("{other:?}"),
     }
 }
 

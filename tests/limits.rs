@@ -10,7 +10,6 @@ use pressrun::function::deadline::Deadline;
 use pressrun::function::records;
 use pressrun::function::verdict::{ErrorCode, Failure, Verdict};
 use serde_json::{Value, json};
-use support::processes::resident_bytes;
 use support::{Stage, config, letter, record, run};
 
 fn endless(id: &str) -> Value {
@@ -19,15 +18,6 @@ fn endless(id: &str) -> Value {
 
 fn in_seconds(seconds: u64) -> Deadline {
     Deadline::from_lambda(SystemTime::now() + Duration::from_secs(seconds))
-}
-
-/// A function whose documents may share this much, beside what it needs itself.
-async fn stage_with_memory(workers: usize, megabytes_for_runs: u64) -> Stage {
-    let probe = Stage::with_presses(workers).await;
-    let processes = probe.function.press_ids().chain([std::process::id()]);
-    let needed: u64 = processes.map(resident_bytes).sum();
-    drop(probe);
-    Stage::with(Config { memory_bytes: Some(needed * 3 / 2 + megabytes_for_runs * 1_000_000), ..config(workers) }).await
 }
 
 /// Nine letters, and others put among them at every third place.
@@ -47,7 +37,7 @@ async fn verdicts(stage: &mut Stage, records: Vec<Value>, deadline: Deadline) ->
 
 fn failure_of<'a>(verdicts: &'a [(String, Verdict)], id: &str) -> &'a Failure {
     match &verdicts.iter().find(|(other, _)| other == id).unwrap().1 {
-        Verdict::PermanentFailure(failure) | Verdict::TransientFailure(failure) => failure,
+        Verdict::Parked(failure) | Verdict::PermanentFailure(failure) | Verdict::TransientFailure(failure) => failure,
         Verdict::Stored(stored) => panic!("{id}: {stored:?}"),
     }
 }
@@ -59,7 +49,7 @@ fn assert_only_these_failed(verdicts: &[(String, Verdict)], code: ErrorCode, bad
             Verdict::PermanentFailure(failure) => {
                 assert!(bad.contains(&id.as_str()) && failure.code == code, "{id}: {failure:?}");
             }
-            Verdict::TransientFailure(failure) => panic!("{id}: {failure:?}"),
+            Verdict::Parked(failure) | Verdict::TransientFailure(failure) => panic!("{id}: {failure:?}"),
         }
     }
 }
@@ -84,12 +74,12 @@ fn a_batch_gets_through_however_many_documents_never_end() {
 #[test]
 fn a_document_that_needs_most_of_the_memory_is_set_alone() {
     run(async {
-        let mut stage = stage_with_memory(2, 400).await;
+        let mut stage = Stage::with_memory(2, 400).await;
         let large = |id: &str| record(id, "greedy", json!({"megabytes": 250}));
         let verdicts = verdicts(&mut stage, among_nine_letters(vec![large("x"), large("y")]), in_seconds(60)).await;
         assert_only_these_failed(&verdicts, ErrorCode::MemoryLimit, &[]);
         // And in one press, where what the run holds of the document before may be what is lacking.
-        let mut stage = stage_with_memory(1, 400).await;
+        let mut stage = Stage::with_memory(1, 400).await;
         let batch = vec![large("x"), letter("a"), large("y"), large("z")];
         let verdicts = self::verdicts(&mut stage, batch, in_seconds(60)).await;
         assert_only_these_failed(&verdicts, ErrorCode::MemoryLimit, &[]);

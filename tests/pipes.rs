@@ -53,7 +53,8 @@ fn json_like() -> impl Strategy<Value = Value> {
 }
 
 fn parse(message: &str) {
-    let templates = BTreeMap::from([("letter".to_owned(), "1.0.0".to_owned())]);
+    let edition = pressrun::job::Edition { version: "1.0.0".to_owned(), digest: "0".repeat(32) };
+    let templates = BTreeMap::from([("letter".to_owned(), edition)]);
     let surroundings = Surroundings { templates: &templates, output_prefix: "pdf/", message_id: "m-1" };
     if let Ok(Body::Message(message)) = Body::parse(message)
         && let Ok(job) = Job::parse(message, surroundings)

@@ -12,12 +12,10 @@ use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::Signal;
 use pressrun::config::Config;
-use pressrun::function::Function;
 use pressrun::os::{self, ThreadCount};
 use pressrun::press::sandbox::{Level, RunFilters, wall_in_press};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
-use support::embedded_s3::EmbeddedS3;
-use support::{OUTPUT, Stage, config, letter, run};
+use support::{Stage, config, letter, run};
 
 /// What is tried within walls: its name, and how. It answers whether it was kept from it.
 type Attempt = (&'static str, fn() -> bool);
@@ -148,10 +146,8 @@ fn starts_with_nothing() -> bool {
 
 fn comes_up_without_landlock() -> bool {
     run(async {
-        let s3 = EmbeddedS3::start(&[OUTPUT]);
         let config = Config { press_program: std::env::current_exe().unwrap(), ..config(2) };
-        let function = Function::start(config, s3.client()).await.unwrap();
-        let mut stage = Stage { s3, function };
+        let mut stage = Stage::with(config).await;
         let failed = stage.handle(vec![letter("a"), letter("b")]).await;
         stage.function.level() == Level::Seccomp && failed.is_empty() && stage.pdf("letter", "a").is_some()
     })

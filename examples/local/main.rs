@@ -158,13 +158,13 @@ fn data_file(template: &str, file: &Path) -> Result<Record, Box<dyn Error>> {
     let data = read(file)?;
     serde_json::from_str::<IgnoredAny>(&data).map_err(|error| format!("{}: {error}", file.display()))?;
     let key = serde_json::to_string(&format!("{template}/{name}.pdf"))?;
+    let body = format!(r#"{{"template": {}, "key": {key}, "data": {data}}}"#, json!(template));
     Ok(Record {
-        message_id: file.display().to_string(),
-        body: Ok(format!(r#"{{"template": {}, "key": {key}, "data": {data}}}"#, json!(template))),
         sent_timestamp_ms: SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .ok()
             .and_then(|now| now.as_millis().try_into().ok()),
+        ..Record::new(file.display().to_string(), body)
     })
 }
 
@@ -193,8 +193,8 @@ fn print_verdict((record, verdict): &RecordVerdict) {
             );
             stored.warnings.iter().for_each(|warning| eprintln!("{}", warning.text));
         }
-        Verdict::PermanentFailure(failure) | Verdict::TransientFailure(failure) => {
-            let kind = if matches!(verdict, Verdict::PermanentFailure(_)) { "permanent" } else { "transient" };
+        Verdict::Parked(failure) | Verdict::PermanentFailure(failure) | Verdict::TransientFailure(failure) => {
+            let kind = if matches!(verdict, Verdict::TransientFailure(_)) { "transient" } else { "permanent" };
             println!("failed     {template:<12} {kind}, {}: message {}", failure.code, record.message_id);
             match &failure.diagnostics[..] {
                 [] => eprintln!("{}: error: {}", record.message_id, failure.message),

@@ -9,6 +9,9 @@ use super::deadline::Deadline;
 /// Source: <https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html>.
 const LONGEST_INVOCATION: Duration = Duration::from_mins(15);
 
+/// The longest try of a request, for when the deadline is far.
+const LONGEST_TRY: Duration = Duration::from_mins(1);
+
 /// What an invocation has to give.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -50,6 +53,13 @@ impl Limits {
     pub fn memory(&self, presses: usize, held_bytes: usize) -> MemoryLimit {
         let left = self.memory_bytes.map(|budget| budget.saturating_sub(held_bytes as u64));
         MemoryLimit { bytes: left.map(|left| left / presses as u64), is_whole_budget: presses == 1 }
+    }
+
+    /// The time for one try of a request that begins now: if its connection has gone silent, as
+    /// much is left for another.
+    #[must_use]
+    pub fn time_of_a_try(&self) -> Duration {
+        self.deadline.time_left().map_or(LONGEST_TRY, |left| (left / 2).min(LONGEST_TRY))
     }
 
     /// The time for a document that begins now. While others wait for a press it gets at most

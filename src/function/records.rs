@@ -1,6 +1,8 @@
 //! The event: raw JSON in, records out, each parsed by itself.
 
-use aws_lambda_events::event::sqs::SqsMessage;
+use std::collections::HashMap;
+
+use aws_lambda_events::event::sqs::{SqsMessage, SqsMessageAttribute};
 use serde_json::Value;
 
 /// An event that is not a batch of SQS records. Nothing has been started.
@@ -20,6 +22,41 @@ pub struct Record {
     pub body: Result<String, String>,
     /// When it was sent, in milliseconds since 1970.
     pub sent_timestamp_ms: Option<i64>,
+    /// How often it has been delivered, this time included.
+    pub receive_count: u32,
+    pub receipt_handle: Option<String>,
+    pub queue_arn: Option<String>,
+    pub message_group: Option<String>,
+    /// The sender's message attributes.
+    pub attributes: HashMap<String, SqsMessageAttribute>,
+}
+
+impl Record {
+    /// A message that is delivered for the first time, and of which no more is known.
+    pub fn new(message_id: impl Into<String>, body: impl Into<String>) -> Self {
+        Self {
+            message_id: message_id.into(),
+            body: Ok(body.into()),
+            sent_timestamp_ms: None,
+            receive_count: 1,
+            receipt_handle: None,
+            queue_arn: None,
+            message_group: None,
+            attributes: HashMap::new(),
+        }
+    }
+
+    /// The message group, if its order counts. In a queue that is not FIFO a group is only what
+    /// SQS is fair to.
+    #[must_use]
+    pub fn ordered_group(&self) -> Option<&str> {
+        let is_standard = self.queue_arn.as_deref().is_some_and(|arn| !is_fifo(arn));
+        self.message_group.as_deref().filter(|_| !is_standard)
+    }
+}
+
+fn is_fifo(queue: &str) -> bool {
+    queue.strip_suffix(".fifo").is_some()
 }
 
 /// Takes an event apart. One record that is not as it should be is no reason to fail another.
@@ -35,16 +72,19 @@ pub fn parse(event: Value) -> Result<Vec<Record>, EventError> {
 fn parse_record(index: usize, record: Value) -> Result<Record, EventError> {
     let message_id = record.get("messageId").and_then(Value::as_str).filter(|id| !id.is_empty()).map(str::to_owned);
     let message_id = message_id.ok_or(EventError::NoMessageId { index })?;
-    Ok(match serde_json::from_value::<SqsMessage>(record) {
-        Ok(message) => Record {
-            message_id,
-            sent_timestamp_ms: message.attributes.get("SentTimestamp").and_then(|sent| sent.parse().ok()),
-            body: message.body.ok_or_else(|| "the record has no body".to_owned()),
-        },
-        Err(error) => Record {
-            message_id,
-            sent_timestamp_ms: None,
-            body: Err(format!("the record is not as SQS writes it: {error}")),
-        },
-    })
+    let mut parsed = Record::new(message_id, "");
+    match serde_json::from_value::<SqsMessage>(record) {
+        Ok(message) => {
+            let system = |name: &str| message.attributes.get(name);
+            parsed.sent_timestamp_ms = system("SentTimestamp").and_then(|sent| sent.parse().ok());
+            parsed.receive_count = system("ApproximateReceiveCount").and_then(|count| count.parse().ok()).unwrap_or(1);
+            parsed.message_group = system("MessageGroupId").cloned();
+            parsed.receipt_handle = message.receipt_handle;
+            parsed.queue_arn = message.event_source_arn;
+            parsed.attributes = message.message_attributes;
+            parsed.body = message.body.ok_or_else(|| "the record has no body".to_owned());
+        }
+        Err(error) => parsed.body = Err(format!("the record is not as SQS writes it: {error}")),
+    }
+    Ok(parsed)
 }

@@ -7,10 +7,10 @@ use lambda_runtime::{Diagnostic, LambdaEvent, service_fn};
 use serde_json::Value;
 use tokio::sync::Mutex;
 
-use super::Function;
 use super::deadline::Deadline;
+use super::{Function, Invocation};
+use crate::aws::Clients;
 use crate::config::{self, Config};
-use crate::storage;
 
 /// Is the function until Lambda ends it.
 #[must_use]
@@ -41,14 +41,15 @@ async fn run() -> Result<(), lambda_runtime::Error> {
             .into());
     }
     let config = Config::from_env()?;
-    let client = storage::client(config.has_own_s3_endpoint).await;
-    let function = &Mutex::new(Function::start(config, client).await?);
+    let clients = Clients::from_env(config.has_own_s3_endpoint).await;
+    let function = &Mutex::new(Function::start(config, clients).await?);
     let handler = move |event: LambdaEvent<Value>| async move {
         let deadline = Deadline::from_lambda(event.context.deadline());
+        let invocation = Invocation { deadline, request_id: Some(&event.context.request_id) };
         function
             .lock()
             .await
-            .handle(event.payload, deadline)
+            .handle(event.payload, invocation)
             .await
             .map_err(|error| Diagnostic { error_type: "EventError".to_owned(), error_message: error.to_string() })
     };

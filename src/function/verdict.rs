@@ -3,8 +3,11 @@
 use std::fmt;
 use std::time::Duration;
 
+use serde::Serialize;
+
 use super::limits::{MemoryLimit, TimeLimit};
 use crate::press::frames::RunEnd;
+use crate::storage::StoredObject;
 use crate::typeset::diagnostics::Diagnostic;
 
 /// What Lambda calls a MB.
@@ -15,7 +18,10 @@ const MEBIBYTE: u64 = 1024 * 1024;
 pub enum Verdict {
     /// The PDF is in S3, whole.
     Stored(Stored),
-    /// A retry would give the same answer.
+    /// A retry would give the same answer. The message is in the failed queue, with the reason.
+    Parked(Failure),
+    /// A retry would give the same answer. The message stays in its queue, whose redrive policy
+    /// takes it to the dead-letter queue.
     PermanentFailure(Failure),
     /// A retry may succeed.
     TransientFailure(Failure),
@@ -27,13 +33,18 @@ pub struct Stored {
     pub key: String,
     pub pages: usize,
     pub bytes: usize,
+    pub e_tag: Option<String>,
+    /// If the bucket keeps versions.
+    pub version_id: Option<String>,
+    /// An earlier delivery of the message had stored it: nothing was set.
+    pub was_there: bool,
     pub warnings: Vec<Diagnostic>,
     /// From the request being whole until the PDF was.
     pub typesetting: Duration,
 }
 
 /// Why there is no PDF.
-#[derive(Debug)]
+#[derive(Debug, Serialize)]
 pub struct Failure {
     pub code: ErrorCode,
     /// One sentence: what was wrong, what was expected, what to do.
@@ -43,7 +54,7 @@ pub struct Failure {
 }
 
 /// The kinds of failure: a closed set, for operators to count and to act on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum ErrorCode {
     /// The message, or the object it points to, is not what the contract says.
     InvalidMessage,
@@ -61,14 +72,45 @@ pub enum ErrorCode {
     MemoryLimit,
     /// The document brought its run down.
     RunKilled,
+    /// There is another message's object under its key, and it is not to be replaced.
+    KeyTaken,
     /// The run or the press was killed from outside, repeatedly.
     RunLost,
     /// S3 did not give the message.
     InputUnavailable,
     /// S3 did not take the PDF.
     StorageUnavailable,
+    /// S3 does not let the function read or write, or a bucket is not there.
+    StorageDenied,
+    /// The PDF is stored, and that could not be announced.
+    AnnouncementFailed,
+    /// A record before it in its message group failed.
+    GroupStopped,
     /// The invocation's time was over.
     DeadlineReached,
+}
+
+impl Verdict {
+    /// Whether the record is done with. If not, it is to be delivered again.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        matches!(self, Self::Stored(_) | Self::Parked(_))
+    }
+}
+
+impl Stored {
+    /// The document has been set and stored.
+    #[must_use]
+    pub fn now(key: String, object: StoredObject, warnings: Vec<Diagnostic>, typesetting: Duration) -> Self {
+        let StoredObject { pages, bytes, e_tag, version_id } = object;
+        Self { key, pages, bytes, e_tag, version_id, was_there: false, warnings, typesetting }
+    }
+
+    /// An earlier delivery of the message had stored the document.
+    #[must_use]
+    pub fn earlier(key: String, object: StoredObject) -> Self {
+        Self { was_there: true, ..Self::now(key, object, Vec::new(), Duration::ZERO) }
+    }
 }
 
 impl Failure {
@@ -128,6 +170,13 @@ impl Failure {
         }
     }
 
+    /// A record before it in its message group failed.
+    #[must_use]
+    pub fn group_stopped(message_id: &str) -> Self {
+        let message = format!("message {message_id} before it in its message group failed, and must not be overtaken");
+        Self::new(ErrorCode::GroupStopped, message)
+    }
+
     /// The run ended before it had answered.
     #[must_use]
     pub fn run_died(code: ErrorCode, end: &RunEnd) -> Self {
@@ -160,6 +209,10 @@ impl ErrorCode {
             Self::RunLost => "RunLost",
             Self::InputUnavailable => "InputUnavailable",
             Self::StorageUnavailable => "StorageUnavailable",
+            Self::KeyTaken => "KeyTaken",
+            Self::StorageDenied => "StorageDenied",
+            Self::AnnouncementFailed => "AnnouncementFailed",
+            Self::GroupStopped => "GroupStopped",
             Self::DeadlineReached => "DeadlineReached",
         }
     }

@@ -5,7 +5,6 @@
 //! answer comes up as any number of [`Kind::Pdf`] and one [`Kind::Verdict`], the last frame of
 //! the answer whatever happened. Between the two nothing else comes up.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -17,6 +16,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio_util::codec::{Decoder, Encoder, LengthDelimitedCodec};
 
+use crate::job::Editions;
 use crate::typeset::diagnostics::Diagnostic;
 
 /// The largest frame after its length. Also what a pipe holds, so that a frame fits whole.
@@ -130,13 +130,8 @@ pub struct Header {
 /// What a press says when it has started.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Readiness {
-    /// The names of the templates and their versions.
-    Warm {
-        templates: BTreeMap<String, String>,
-    },
-    Broken {
-        reason: String,
-    },
+    Warm { templates: Editions },
+    Broken { reason: String },
 }
 
 /// The end of every answer.

@@ -17,6 +17,7 @@ use nix::sys::signal::Signal;
 use super::child::{Run, poll_until};
 use super::frames::{self, Answer, Cause, Frame, FrameReader, Header, Kind, Read, Readiness};
 use super::sandbox::{self, Level, RunFilters};
+use crate::job::Edition;
 use crate::os::{self, End, ThreadCount};
 use crate::typeset::{SetError, Typesetter, pool};
 
@@ -94,7 +95,9 @@ impl Press {
         let mut threads = ThreadCount::open()?;
         sandbox::wall_in_press(level)?;
         let filters = RunFilters::compile(level)?;
-        let templates = typesetter.templates().map(|(name, version)| (name.to_owned(), version)).collect();
+        let edition = |name, version| Edition { version, digest: typesetter.digest(name).to_owned() };
+        let templates =
+            typesetter.templates().map(|(name, version)| (name.to_owned(), edition(name, version))).collect();
         let last_template = typesetter.templates().next().map(|(name, _)| name.to_owned()).unwrap_or_default();
         let mut run = Run::fork(&typesetter, most_threads, &filters, &mut threads, Some(&last_template))?;
         // Proves that a document can be set within these walls.

@@ -1,6 +1,5 @@
 //! The function's end of a press: starts it, feeds it documents, and replaces it when it dies.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -17,6 +16,7 @@ use tokio_util::codec::{FramedRead, FramedWrite};
 
 use super::frames::{self, Answer, Frame, FrameCodec, Header, Kind, Readiness, RunEnd};
 use super::sandbox::Level;
+use crate::job::Editions;
 
 /// The first argument of this program in the role of a press.
 pub const PRESS_ROLE: &str = "press";
@@ -107,11 +107,11 @@ struct Press {
 }
 
 impl Room {
-    /// Starts a press and waits until it is warm. Also gives the templates' names and versions.
+    /// Starts a press and waits until it is warm. Also gives the templates that it has.
     ///
     /// # Errors
     /// When the program cannot be started, or a template is broken.
-    pub async fn start(number: usize, settings: PressSettings) -> Result<(Self, BTreeMap<String, String>), StartError> {
+    pub async fn start(number: usize, settings: PressSettings) -> Result<(Self, Editions), StartError> {
         let mut settings = settings;
         loop {
             let failure = match Press::start(number, &settings).await {
@@ -221,7 +221,7 @@ impl Room {
 }
 
 impl Press {
-    async fn start(number: usize, settings: &PressSettings) -> Result<(Self, BTreeMap<String, String>), StartError> {
+    async fn start(number: usize, settings: &PressSettings) -> Result<(Self, Editions), StartError> {
         let mut process = Command::new(&settings.program)
             .arg(PRESS_ROLE)
             .arg(&settings.templates_dir)

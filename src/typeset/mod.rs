@@ -5,6 +5,7 @@
 //! is served to another document.
 
 pub mod diagnostics;
+mod digest;
 mod files;
 mod font_coverage;
 mod fonts;
@@ -101,10 +102,11 @@ impl Typesetter {
     pub fn load_what_can_be(templates_dir: &Path) -> Result<(Self, BTreeMap<String, TemplateError>), TemplateError> {
         let fonts = CommonFonts::new(fonts::load(&templates_dir.join("fonts"))?);
         let packages = files::load_packages(&templates_dir.join("packages"))?;
+        let common = digest::of_common(templates_dir)?;
         let mut templates = BTreeMap::new();
         let mut broken = BTreeMap::new();
         for (name, dir) in templates::find(templates_dir)? {
-            match templates::load(&name, &dir, &fonts) {
+            match templates::load(&name, &dir, &fonts, common) {
                 Ok(template) => drop(templates.insert(name, template)),
                 Err(error) => drop(broken.insert(name, error)),
             }
@@ -120,6 +122,12 @@ impl Typesetter {
     /// The PDF standards that a template's documents conform to, as its manifest has them.
     pub fn standards(&self, template: &str) -> &[String] {
         self.templates.get(template).map_or(&[], |template| &template.manifest.standard_names)
+    }
+
+    /// The digest of all that a template's documents are made from beside their data.
+    #[must_use]
+    pub fn digest(&self, template: &str) -> &str {
+        self.templates.get(template).map_or("", |template| &template.digest)
     }
 
     /// The document that a template's `sample.json` asks for.

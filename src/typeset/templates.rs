@@ -14,6 +14,7 @@ use typst::utils::LazyHash;
 use typst_kit::files::FileStore;
 use typst_kit::fonts::FontStore;
 
+use super::digest;
 use super::files::{self, Files};
 use super::font_coverage::NamedFonts;
 use super::fonts;
@@ -35,6 +36,8 @@ const TEXT_FILES: [&str; 5] = ["typ", "json", "toml", "yaml", "yml"];
 pub(super) struct Template {
     pub name: String,
     pub manifest: Manifest,
+    /// Of all that its documents are made from beside their data.
+    pub digest: String,
     pub schema: Option<Schema>,
     pub library: LazyHash<Library>,
     pub main: FileId,
@@ -83,8 +86,8 @@ pub(super) fn find(dir: &Path) -> Result<BTreeMap<String, PathBuf>, TemplateErro
     Ok(templates)
 }
 
-/// Loads the template in the folder `dir`.
-pub(super) fn load(name: &str, dir: &Path, fonts: &CommonFonts) -> Result<Template, TemplateError> {
+/// Loads the template in the folder `dir`. `common` is the digest of what all templates share.
+pub(super) fn load(name: &str, dir: &Path, fonts: &CommonFonts, common: u128) -> Result<Template, TemplateError> {
     let manifest = manifest::load(dir)?;
     let main = main_file(dir, &manifest)?;
     let schema = manifest.schema.as_ref().map(|path| Schema::load(&dir.join(path))).transpose()?;
@@ -95,6 +98,7 @@ pub(super) fn load(name: &str, dir: &Path, fonts: &CommonFonts) -> Result<Templa
     Ok(Template {
         name: name.to_owned(),
         manifest,
+        digest: digest::of_template(dir, common)?,
         schema,
         library: LazyHash::new(library()),
         main,

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -44,13 +45,21 @@ pub struct Object {
     pub last_modified: SystemTime,
 }
 
-/// What the next request is answered with instead of being served.
+/// What a request is answered with instead of being served.
 #[derive(Clone, Copy, Debug)]
 pub enum Fault {
     /// 500 `InternalError`.
     InternalError,
     /// 503 `SlowDown`.
     SlowDown,
+    /// 403 `AccessDenied`.
+    AccessDenied,
+    /// 404 `NoSuchBucket`.
+    NoSuchBucket,
+    /// 409 `ConditionalRequestConflict`.
+    Conflict,
+    /// Served, but answered with 500 `InternalError`.
+    ErrorOnceServed,
     /// Served, but that much later.
     Delay(Duration),
 }
@@ -60,9 +69,14 @@ type Buckets = BTreeMap<String, BTreeMap<String, Object>>;
 #[derive(Default)]
 struct Store {
     buckets: Mutex<Buckets>,
-    faults: Mutex<VecDeque<Fault>>,
-    /// Answers every PUT, after `faults`, while it is set.
-    lasting_fault: Mutex<Option<Fault>>,
+    /// With what a request has to contain that gets one.
+    faults: Mutex<VecDeque<(String, Fault)>>,
+    /// Answers every such request, after `faults`, while it is set.
+    lasting_fault: Mutex<Option<(String, Fault)>>,
+    /// One in so many requests gets a fault, by chance.
+    stumbles_one_in: Mutex<Option<u64>>,
+    /// All requests, as `PUT bucket/key`.
+    requests: Mutex<Vec<String>>,
 }
 
 /// A running server. Ends, with its thread, when it is dropped.
@@ -123,12 +137,33 @@ impl EmbeddedS3 {
 
     /// Answers the next requests with these faults, one each.
     pub fn answer_next_with(&self, faults: impl IntoIterator<Item = Fault>) {
+        self.answer_next("", faults);
+    }
+
+    /// Answers the next requests that contain this, as `PUT bucket/key`, with these faults.
+    pub fn answer_next(&self, request: &str, faults: impl IntoIterator<Item = Fault>) {
+        let faults = faults.into_iter().map(|fault| (request.to_owned(), fault));
         self.store.faults.lock().unwrap().extend(faults);
     }
 
     /// Answers every request with this fault from now on; with `None` as it should again.
     pub fn answer_all_with(&self, fault: Option<Fault>) {
-        *self.store.lasting_fault.lock().unwrap() = fault;
+        self.answer_all("", fault);
+    }
+
+    /// The same for every request that contains this, as `PUT bucket/key`.
+    pub fn answer_all(&self, request: &str, fault: Option<Fault>) {
+        *self.store.lasting_fault.lock().unwrap() = fault.map(|fault| (request.to_owned(), fault));
+    }
+
+    /// Answers one in so many requests with an error, by a chance that is the same each time.
+    pub fn stumble_one_in(&self, requests: u64) {
+        *self.store.stumbles_one_in.lock().unwrap() = Some(requests);
+    }
+
+    /// The requests since this was asked last, as `PUT bucket/key`.
+    pub fn requests(&self) -> Vec<String> {
+        std::mem::take(&mut self.store.requests.lock().unwrap())
     }
 }
 
@@ -181,18 +216,42 @@ fn serve(listener: std::net::TcpListener, store: Arc<Store>, mut stopped: onesho
 struct MapS3(Arc<Store>);
 
 impl MapS3 {
-    async fn stumble(&self) -> S3Result<()> {
-        let fault = self.0.faults.lock().unwrap().pop_front();
-        let fault = fault.or(*self.0.lasting_fault.lock().unwrap());
+    /// Does what a test has asked for. Gives back what is to be answered when it has been served.
+    async fn stumble(&self, method: &str, bucket: &str, key: &str) -> S3Result<S3Result<()>> {
+        let request = format!("{method} {bucket}/{key}");
+        let fault = self.next_fault(&request).or_else(|| self.chance_fault());
+        self.0.requests.lock().unwrap().push(request);
         match fault {
             Some(Fault::InternalError) => Err(s3_error!(InternalError, "asked for by the test")),
             Some(Fault::SlowDown) => Err(s3_error!(SlowDown, "asked for by the test")),
+            Some(Fault::AccessDenied) => Err(s3_error!(AccessDenied, "asked for by the test")),
+            Some(Fault::NoSuchBucket) => Err(s3_error!(NoSuchBucket, "asked for by the test")),
+            Some(Fault::Conflict) => Err(s3_error!(ConditionalRequestConflict, "asked for by the test")),
             Some(Fault::Delay(delay)) => {
                 tokio::time::sleep(delay).await;
-                Ok(())
+                Ok(Ok(()))
             }
-            None => Ok(()),
+            Some(Fault::ErrorOnceServed) => Ok(Err(s3_error!(InternalError, "asked for by the test"))),
+            None => Ok(Ok(())),
         }
+    }
+
+    fn next_fault(&self, request: &str) -> Option<Fault> {
+        let mut faults = self.0.faults.lock().unwrap();
+        if let Some(index) = faults.iter().position(|(part, _)| request.contains(part)) {
+            return faults.remove(index).map(|(_, fault)| fault);
+        }
+        let lasting = self.0.lasting_fault.lock().unwrap();
+        lasting.as_ref().filter(|(part, _)| request.contains(part)).map(|(_, fault)| *fault)
+    }
+
+    fn chance_fault(&self) -> Option<Fault> {
+        let one_in = (*self.0.stumbles_one_in.lock().unwrap())?;
+        let mut hasher = DefaultHasher::new();
+        self.0.requests.lock().unwrap().len().hash(&mut hasher);
+        let chance = hasher.finish();
+        let faults = [Fault::InternalError, Fault::SlowDown, Fault::ErrorOnceServed, Fault::AccessDenied];
+        chance.is_multiple_of(one_in).then(|| faults[usize::try_from(chance / one_in % 4).unwrap()])
     }
 
     fn object(&self, bucket: &str, key: &str) -> S3Result<Object> {
@@ -208,7 +267,7 @@ impl S3 for MapS3 {
         let input = request.input;
         let body = collect(input.body).await?;
         // After the body has been read, so that the connection stays in order.
-        self.stumble().await?;
+        let once_served = self.stumble("PUT", &input.bucket, &input.key).await?;
         let mut hasher = ChecksumHasher { crc32: Some(Crc32::new()), ..ChecksumHasher::default() };
         hasher.update(&body);
         let computed = hasher.finalize().checksum_crc32;
@@ -239,11 +298,12 @@ impl S3 for MapS3 {
         }
         let e_tag = Some(ETag::Strong(object.e_tag.clone()));
         bucket.insert(input.key, object);
+        once_served?;
         Ok(S3Response::new(PutObjectOutput { e_tag, checksum_crc32: computed, ..PutObjectOutput::default() }))
     }
 
     async fn get_object(&self, request: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
-        self.stumble().await?;
+        self.stumble("GET", &request.input.bucket, &request.input.key).await??;
         let object = self.object(&request.input.bucket, &request.input.key)?;
         Ok(S3Response::new(GetObjectOutput {
             content_length: i64::try_from(object.body.len()).ok(),
@@ -260,7 +320,7 @@ impl S3 for MapS3 {
     }
 
     async fn head_object(&self, request: S3Request<HeadObjectInput>) -> S3Result<S3Response<HeadObjectOutput>> {
-        self.stumble().await?;
+        self.stumble("HEAD", &request.input.bucket, &request.input.key).await??;
         let object = self.object(&request.input.bucket, &request.input.key)?;
         Ok(S3Response::new(HeadObjectOutput {
             content_length: i64::try_from(object.body.len()).ok(),

@@ -4,7 +4,7 @@
 frame() {
     printf "\\0\\0\\0\\$(printf %o $((${#1} + ${#2})))%s%s" "$1" "$2"
 }
-frame R '{"Warm":{"templates":{"letter":"1.0.0"}}}'
+frame R '{"Warm":{"templates":{"letter":{"version":"1.0.0","digest":"0"}}}}'
 # Until something comes.
 head -c 1 >/dev/null
 case "$2" in

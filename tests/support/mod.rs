@@ -3,23 +3,33 @@
 
 #[path = "../embedded_s3/mod.rs"]
 pub mod embedded_s3;
+#[path = "../embedded_sqs/mod.rs"]
+pub mod embedded_sqs;
+pub mod log;
 pub mod processes;
+pub mod proxy;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use embedded_s3::EmbeddedS3;
+use embedded_sqs::EmbeddedSqs;
+use pressrun::aws::Clients;
 use pressrun::config::Config;
-use pressrun::function::Function;
 use pressrun::function::deadline::Deadline;
+use pressrun::function::{Function, Invocation};
 use serde_json::{Value, json};
 
 pub const OUTPUT: &str = "output";
 pub const INPUT: &str = "input";
 
-/// A function with real presses, over the real SDK and an S3 on loopback.
+/// The queues that a test may name in `FAILED_QUEUE_URL` and `DONE_QUEUE_URL`.
+pub const QUEUES: [&str; 5] = ["documents", "failed", "failed.fifo", "done", "done.fifo"];
+
+/// A function with real presses, over the real SDK and stand-ins for S3 and SQS on loopback.
 pub struct Stage {
     pub s3: EmbeddedS3,
+    pub sqs: EmbeddedSqs,
     pub function: Function,
 }
 
@@ -34,6 +44,8 @@ pub fn config(workers: usize) -> Config {
         most_data_bytes: 1024 * 1024,
         most_render_time: None,
         memory_bytes: None,
+        failed_queue_url: None,
+        done_queue_url: None,
         deadline_margin: Duration::from_millis(200),
         has_own_s3_endpoint: true,
         press_program: env!("CARGO_BIN_EXE_pressrun").into(),
@@ -52,13 +64,32 @@ pub fn real_templates() -> PathBuf {
 
 impl Stage {
     pub async fn with(config: Config) -> Self {
+        Self::with_queues(config, None, None).await
+    }
+
+    /// With a failed queue, and one on which documents are announced.
+    pub async fn with_queues(mut config: Config, failed: Option<&str>, done: Option<&str>) -> Self {
         let s3 = EmbeddedS3::start(&[OUTPUT, INPUT]);
-        let function = Function::start(config, s3.client()).await.unwrap();
-        Self { s3, function }
+        let sqs = EmbeddedSqs::start(&QUEUES);
+        config.failed_queue_url = failed.map(|queue| sqs.url(queue));
+        config.done_queue_url = done.map(|queue| sqs.url(queue));
+        let clients = Clients { s3: s3.client(), sqs: Some(sqs.client()) };
+        let function = Function::start(config, clients).await.unwrap();
+        Self { s3, sqs, function }
     }
 
     pub async fn with_presses(workers: usize) -> Self {
         Self::with(config(workers)).await
+    }
+
+    /// With so much memory left for runs when function and presses have theirs.
+    pub async fn with_memory(workers: usize, megabytes_for_runs: u64) -> Self {
+        let probe = Self::with_presses(workers).await;
+        let processes = probe.function.press_ids().chain([std::process::id()]);
+        let needed: u64 = processes.map(processes::resident_bytes).sum();
+        drop(probe);
+        Self::with(Config { memory_bytes: Some(needed * 3 / 2 + megabytes_for_runs * 1_000_000), ..config(workers) })
+            .await
     }
 
     /// Gives the function an event; the ids of the records that failed come back.
@@ -67,7 +98,8 @@ impl Stage {
     }
 
     pub async fn handle_until(&mut self, records: Vec<Value>, deadline: Deadline) -> Vec<String> {
-        let response = self.function.handle(json!({"Records": records}), deadline).await.unwrap();
+        let invocation = Invocation { deadline, request_id: Some("8476a536-e9f4-11e8-9739-2dfe598c3fcd") };
+        let response = self.function.handle(json!({"Records": records}), invocation).await.unwrap();
         let response = serde_json::to_value(response).unwrap();
         let failures = response["batchItemFailures"].as_array().unwrap();
         failures.iter().map(|failure| failure["itemIdentifier"].as_str().unwrap().to_owned()).collect()
@@ -85,7 +117,7 @@ impl Stage {
 pub fn record_of(message_id: &str, body: impl Into<String>) -> Value {
     json!({
         "messageId": message_id,
-        "receiptHandle": "AQEBwJnKyrHigUMZj6rYigCgxlaS3SLy0a",
+        "receiptHandle": format!("handle-of-{message_id}"),
         "body": body.into(),
         "attributes": {
             "ApproximateReceiveCount": "1",
@@ -107,6 +139,24 @@ pub fn record(message_id: &str, template: &str, data: Value) -> Value {
     record_of(message_id, json!({"template": template, "data": data}).to_string())
 }
 
+/// The same record, from a FIFO queue.
+pub fn in_group(group: &str, mut record: Value) -> Value {
+    record["attributes"]["MessageGroupId"] = group.into();
+    record["eventSourceARN"] = "arn:aws:sqs:eu-central-1:123456789012:documents.fifo".into();
+    record
+}
+
+/// The same record, delivered for the nth time.
+pub fn received(times: u32, mut record: Value) -> Value {
+    record["attributes"]["ApproximateReceiveCount"] = times.to_string().into();
+    record
+}
+
+/// A letter with a key of its own.
+pub fn letter_to(message_id: &str, key: &str) -> Value {
+    record_of(message_id, json!({"template": "letter", "data": {"to": message_id}, "key": key}).to_string())
+}
+
 /// A letter: a good document of one page.
 pub fn letter(message_id: &str) -> Value {
     record(message_id, "letter", json!({"to": message_id}))
@@ -114,6 +164,7 @@ pub fn letter(message_id: &str) -> Value {
 
 /// Runs a test on one thread, as the function runs.
 pub fn run<T>(test: impl Future<Output = T>) -> T {
+    log::collect();
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().thread_keep_alive(Duration::ZERO).build().unwrap();
     runtime.block_on(test)

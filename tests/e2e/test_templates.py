@@ -1,0 +1,167 @@
+"""Templates as their users meet them: previewed by plain Typst, read by validators, filled with odd text."""
+
+import io
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pikepdf
+import pikepdf.pdfa
+import pypdf
+import pytest
+import typst
+
+from documents import REPOSITORY, TEMPLATES
+
+NAMES = ["invoice", "report", "statement"]
+# What the validator says of every file that Typst writes. It approves only of what it knows: most of these are
+# PDF/A's own extension schemas, which it does not.
+FINDINGS_OF_EVERY_FILE = Path(__file__).parent / "findings_of_every_file.json"
+
+
+@pytest.fixture(scope="session")
+def local(binary: Path) -> Path:
+    """The local example; tests/e2e/run has built it beside the function."""
+    return binary.parent / "examples/local"
+
+
+def set_locally(local: Path, folder: Path, template: str, data: str, templates: Path = TEMPLATES) -> bytes:
+    (folder / "data.json").write_text(data)
+    arguments = [local, "--template", template, "data.json"]
+    environment = {"TEMPLATES_DIR": str(templates)}
+    ran = subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return (folder / f"out/{template}/data.pdf").read_bytes()
+
+
+def set_by_plain_typst(template: str) -> bytes:
+    """As README's preview does."""
+    return typst.compile(
+        str(TEMPLATES / template / "main.typ"),
+        font_paths=[str(TEMPLATES / "fonts")],
+        ignore_system_fonts=True,
+        package_path=str(TEMPLATES / "packages"),
+    )
+
+
+def pages(pdf: bytes) -> list[str]:
+    return [page.extract_text() for page in pypdf.PdfReader(io.BytesIO(pdf)).pages]
+
+
+def sample(template: str) -> str:
+    return (TEMPLATES / template / "sample.json").read_text()
+
+
+@pytest.mark.parametrize("template", NAMES)
+def test_the_preview_shows_what_pressrun_sets(local: Path, tmp_path: Path, template: str):
+    ours = pages(set_locally(local, tmp_path, template, sample(template)))
+    assert ours == pages(set_by_plain_typst(template))
+    assert all(ours)
+
+
+def with_manifest(folder: Path, template: str, standards: list[str], extra: str = "") -> Path:
+    """A copy of the templates in which one conforms to these standards."""
+    copy = folder / "templates"
+    shutil.copytree(TEMPLATES, copy)
+    manifest = copy / template / "typst.toml"
+    text = manifest.read_text()
+    section = f"[tool.pressrun]\nstandards = {json.dumps(standards)}\n"
+    manifest.write_text(text.replace("[tool.pressrun]\n", section) + extra)
+    return copy
+
+
+def findings(pdf: bytes, flavour: str) -> set[str]:
+    with pikepdf.open(io.BytesIO(pdf)) as opened:
+        report = pikepdf.pdfa.check(opened, flavour)
+    # The rules of the three parts of the standard have the same meaning under other numbers.
+    return {re.sub(r"\d+ 0 R", "N 0 R", finding.message) for finding in report.findings}
+
+
+@pytest.mark.parametrize("template", NAMES)
+@pytest.mark.parametrize("standard", ["a-1b", "a-2b", "a-3b"])
+def test_an_archival_document_has_no_finding_that_not_every_file_has(
+    local: Path, tmp_path: Path, template: str, standard: str
+):
+    templates = with_manifest(tmp_path, template, [standard])
+    pdf = set_locally(local, tmp_path, template, sample(template), templates)
+    assert findings(pdf, standard.removeprefix("a-")) <= set(json.loads(FINDINGS_OF_EVERY_FILE.read_text()))
+
+
+def test_the_validator_sees_what_is_no_archival_document(local: Path, tmp_path: Path):
+    pdf = set_locally(local, tmp_path, "invoice", sample("invoice"))
+    assert findings(pdf, "2b") - set(json.loads(FINDINGS_OF_EVERY_FILE.read_text()))
+
+
+@pytest.mark.parametrize("template", NAMES)
+@pytest.mark.parametrize("standards", [["ua-1"], ["a-2a", "ua-1"], ["a-3a"], ["a-4"], ["2.0"]])
+def test_what_no_validator_here_knows_is_at_least_whole(
+    local: Path, tmp_path: Path, template: str, standards: list[str]
+):
+    templates = with_manifest(tmp_path, template, standards)
+    pdf = set_locally(local, tmp_path, template, sample(template), templates)
+    with pikepdf.open(io.BytesIO(pdf)) as opened:
+        assert opened.check_pdf_syntax() == []
+        if standards != ["2.0"]:
+            assert opened.Root.Lang and opened.Root.MarkInfo.Marked
+
+
+def test_an_invoice_can_carry_its_data(local: Path, tmp_path: Path):
+    templates = with_manifest(tmp_path, "invoice", ["a-3b"])
+    manifest = templates / "invoice/typst.toml"
+    manifest.write_text(manifest.read_text().replace("attach-data = false", "attach-data = true"))
+    pdf = set_locally(local, tmp_path, "invoice", sample("invoice"), templates)
+    attached = pypdf.PdfReader(io.BytesIO(pdf)).attachments
+    assert json.loads(attached["invoice.json"][0]) == json.loads(sample("invoice"))
+    assert findings(pdf, "3b") <= set(json.loads(FINDINGS_OF_EVERY_FILE.read_text()))
+
+
+# What would do something if it were ever read as Typst, a path or a direction.
+ODD_TEXTS = [
+    "#panic()",
+    "$x$",
+    "@label <label>",
+    "../../etc/passwd",
+    "*bold* _it_ `raw`",
+    "= Heading",
+    "#include \"data.json\"",
+    "https://example.org/?a=b",
+    "-- --- ... ~ \\ 'q'",
+]
+
+
+@pytest.mark.parametrize("text", ODD_TEXTS)
+def test_what_looks_like_code_is_printed_as_text(local: Path, tmp_path: Path, text: str):
+    data = json.loads(sample("invoice"))
+    data["doc"]["lines"][0]["item"]["name"] = text
+    (page,) = pages(set_locally(local, tmp_path, "invoice", json.dumps(data)))
+    assert text in page
+
+
+def test_an_override_of_direction_is_not_printed(local: Path, tmp_path: Path):
+    data = json.loads(sample("invoice"))
+    data["doc"]["lines"][0]["item"]["name"] = "before \u202eafter"
+    (page,) = pages(set_locally(local, tmp_path, "invoice", json.dumps(data)))
+    assert "before" in page
+
+
+def test_a_new_template_works_and_is_checked(local: Path, tmp_path: Path):
+    (tmp_path / "templates").mkdir()
+
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run([local, *arguments], cwd=tmp_path, env={}, capture_output=True, text=True, check=False)
+
+    assert run("new", "letter").returncode == 0
+    checked = run("check")
+    assert checked.returncode == 0, checked.stderr
+    assert re.search(r"^ok +letter +1 +\d+\.\d", checked.stdout, re.MULTILINE)
+    assert "is not taken" in run("new", "letter").stderr
+    assert "cannot be a template's name" in run("new", "../letter").stderr
+
+    main = tmp_path / "templates/letter/main.typ"
+    main.write_text(main.read_text().replace("data.title", "data.titel"))
+    checked = run("check")
+    assert checked.returncode == 1
+    assert re.search(r"^error +letter", checked.stdout, re.MULTILINE)
+    assert "letter/main.typ:8:8" in checked.stderr and "titel" in checked.stderr
