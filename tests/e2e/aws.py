@@ -5,7 +5,7 @@ As a program, it is that server: `aws.py HOST PORT`.
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import boto3
@@ -57,6 +57,18 @@ def wait_for(endpoint: str, process: subprocess.Popen | None = None) -> None:
         return True
 
     census.until("moto's server answers", answers, patience=60)
+
+
+@contextmanager
+def buckets(endpoint: str, names: Iterable[str]) -> Iterator:
+    """Yields a client of an S3 that has these buckets until then."""
+    s3 = client("s3", endpoint)
+    for bucket in names:
+        s3.create_bucket(Bucket=bucket, CreateBucketConfiguration={"LocationConstraint": CREDENTIALS["AWS_REGION"]})
+    yield s3
+    for bucket in names:
+        delete_all(s3, bucket)
+        s3.delete_bucket(Bucket=bucket)
 
 
 def keys(s3, bucket: str) -> list[str]:

@@ -56,14 +56,8 @@ def moto() -> Iterator[str]:
 @pytest.fixture
 def s3(moto: str):
     """A client of an S3 with two empty buckets."""
-    client = aws.client("s3", moto)
-    place = {"LocationConstraint": "eu-central-1"}
-    for bucket in (OUTPUT, INPUT):
-        client.create_bucket(Bucket=bucket, CreateBucketConfiguration=place)
-    yield client
-    for bucket in (OUTPUT, INPUT):
-        aws.delete_all(client, bucket)
-        client.delete_bucket(Bucket=bucket)
+    with aws.buckets(moto, [OUTPUT, INPUT]) as client:
+        yield client
 
 
 @pytest.fixture
