@@ -30,6 +30,11 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
+def listens(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
 class Emulator:
     """One function. The emulator starts it at the first invocation, and again after it has died."""
 
@@ -51,12 +56,7 @@ class Emulator:
                 stdout=log,
                 stderr=log,
             )
-        census.until("the emulator listens", self.listens)
-
-    def listens(self) -> bool:
-        assert self.process.poll() is None, self.log.read_text()
-        with socket.socket() as client:
-            return client.connect_ex(("127.0.0.1", self.port)) == 0
+        census.until("the emulator listens", lambda: listens(self.port))
 
     def invoke(self, event: object, timeout: float = 300) -> dict:
         """Gives the function an event. What it answers comes back."""
