@@ -19,6 +19,10 @@ INPUT = "input"
 WORKERS = 2
 
 
+def port_of(endpoint: str) -> int:
+    return int(endpoint.rpartition(":")[2])
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", type=int, default=2_000, metavar="N", help="set this many documents in the soak test")
 

@@ -18,7 +18,7 @@ class Sample:
 
     documents: int
     function_kib: int
-    presses_kib: list[int]
+    presses_kib: tuple[int, ...]
     threads: int
     files: int
     milliseconds_a_document: float

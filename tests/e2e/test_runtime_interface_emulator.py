@@ -11,7 +11,7 @@ import pytest
 
 import aws
 import census
-from conftest import OUTPUT, WORKERS, StartFunction
+from conftest import OUTPUT, WORKERS, StartFunction, port_of
 from documents import (
     EVENTS,
     FAILING,
@@ -31,10 +31,6 @@ from emulator import Emulator, InvocationFailed, expect_gone
 INVOCATIONS = 500
 # What the SDK keeps open, as README says.
 MOST_CONNECTIONS = 8
-
-
-def port_of(endpoint: str) -> int:
-    return int(endpoint.rpartition(":")[2])
 
 
 def letters(*numbers: int) -> dict:

@@ -9,8 +9,9 @@ import pytest
 import aws
 import census
 import soak_picture
-from conftest import OUTPUT, StartFunction
+from conftest import OUTPUT, StartFunction, port_of
 from documents import FAILING, KILLING, event, failures, invoice, message, record, report, statement
+from emulator import Emulator
 from soak_picture import Sample
 
 BATCH = 10
@@ -53,28 +54,10 @@ def is_bad(number: int) -> bool:
 def test_nothing_grows(
     start_function: StartFunction, moto: str, s3, target: Path, capsys: pytest.CaptureFixture, request
 ):
-    documents = request.config.getoption("--soak")
     emulator = start_function(
         timeout_seconds=120, MAX_RENDER_MS=str(MAX_RENDER_MS), AWS_LAMBDA_FUNCTION_MEMORY_SIZE="1769"
     )
-    s3_port = int(moto.rpartition(":")[2])
-    # As a canary: the connections to emulator and S3 are there.
-    emulator.invoke(event(*(record(f"first-{number}", message("invoice", invoice(number))) for number in range(BATCH))))
-    aws.delete_all(s3, OUTPUT)
-    function = emulator.function
-    before = census.take_census_at_rest(function, s3_port)
-    samples: list[Sample] = []
-    for start in range(0, documents, BATCH):
-        records = {f"m-{number}": body(number) for number in range(start, start + BATCH)}
-        began = time.perf_counter()
-        answer = emulator.invoke(event(*(record(*item) for item in records.items())))
-        milliseconds = (time.perf_counter() - began) * 1000 / BATCH
-        failed = failures(answer)
-        assert failed == [f"m-{number}" for number in range(start, start + BATCH) if is_bad(number)]
-        after = census.expect_same(before, function, s3_port, f"after {start + BATCH} documents")
-        samples.append(sample(start + BATCH, after, function, milliseconds))
-        assert_stored(s3, set(records) - set(failed))
-
+    samples = soak(emulator, s3, port_of(moto), request.config.getoption("--soak"))
     folder = target / "e2e"
     folder.mkdir(exist_ok=True)
     soak_picture.draw(samples, folder / "soak.svg")
@@ -83,12 +66,32 @@ def test_nothing_grows(
     expect_no_growth(samples)
 
 
+def soak(emulator: Emulator, s3, s3_port: int, documents: int) -> list[Sample]:
+    # So that the connections to emulator and S3 are there.
+    emulator.invoke(event(record("first", message("invoice", invoice(0)))))
+    aws.delete_all(s3, OUTPUT)
+    function = emulator.function
+    before = census.take_census_at_rest(function, s3_port)
+    samples: list[Sample] = []
+    for start in range(0, documents, BATCH):
+        numbers = range(start, start + BATCH)
+        batch = event(*(record(f"m-{number}", body(number)) for number in numbers))
+        began = time.perf_counter()
+        answer = emulator.invoke(batch)
+        milliseconds = (time.perf_counter() - began) * 1000 / BATCH
+        assert failures(answer) == [f"m-{number}" for number in numbers if is_bad(number)]
+        assert_stored(s3, {f"m-{number}" for number in numbers if not is_bad(number)})
+        after = census.expect_same(before, function, s3_port, f"after {start + BATCH} documents")
+        samples.append(sample(start + BATCH, after, function, milliseconds))
+    return samples
+
+
 def sample(documents: int, after: census.Census, function: int, milliseconds: float) -> Sample:
     processes = [after.function, *after.presses.values()]
     return Sample(
         documents,
         census.resident_kib(function),
-        [census.resident_kib(press) for press in after.presses],
+        tuple(census.resident_kib(press) for press in after.presses),
         sum(len(process.threads) for process in processes),
         sum(len(process.files) for process in processes) + after.connections_to_s3,
         milliseconds,
