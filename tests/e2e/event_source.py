@@ -19,6 +19,8 @@ class EventSource:
     batch_size: int = MOST_MESSAGES
     # Of a hundred batches, how many bring a message that has been delivered before, and succeeded.
     duplicates_in_hundred: int = 0
+    # Whether a batch's records come in any order, as from a standard queue.
+    is_reordered: bool = False
     randomness: random.Random = field(default_factory=lambda: random.Random(1))
     # Waits this long for messages. 0 asks once.
     wait_seconds: int = 0
@@ -42,7 +44,10 @@ class EventSource:
             return 0
         self.received += len(records)
         self.duplicated += len(duplicates)
-        failed = self.failures(records + duplicates)
+        batch = records + duplicates
+        if self.is_reordered:
+            self.randomness.shuffle(batch)
+        failed = self.failures(batch)
         succeeded = [record for record in records if record["messageId"] not in failed]
         self.failed += sorted(failed)
         self.succeeded += [record["messageId"] for record in succeeded]
@@ -113,17 +118,19 @@ def message_attribute(attribute: dict) -> dict:
     return {spelt[name]: value for name, value in attribute.items() if name in spelt} | lists
 
 
+def new_queue(sqs, name: str, **attributes: str) -> str:
+    """The URL of a new queue, FIFO when the name ends so."""
+    fifo = {"FifoQueue": "true"} if name.endswith(".fifo") else {}
+    return sqs.create_queue(QueueName=name, Attributes=fifo | attributes)["QueueUrl"]
+
+
 def queue_with_dead_letters(sqs, name: str, visibility_seconds: int, most_receives: int) -> tuple[str, str]:
-    """The URLs of a new queue and of its dead-letter queue, FIFO when the name ends so."""
-    is_fifo = name.endswith(".fifo")
-    fifo = {"FifoQueue": "true"} if is_fifo else {}
-    dead_name = name.removesuffix(".fifo") + "-dead" + (".fifo" if is_fifo else "")
-    dead = sqs.create_queue(QueueName=dead_name, Attributes=fifo)["QueueUrl"]
+    """The URLs of a new queue and of its dead-letter queue."""
+    suffix = ".fifo" if name.endswith(".fifo") else ""
+    dead = new_queue(sqs, f"{name.removesuffix(suffix)}-dead{suffix}")
     dead_arn = sqs.get_queue_attributes(QueueUrl=dead, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
     redrive = f'{{"deadLetterTargetArn": "{dead_arn}", "maxReceiveCount": {most_receives}}}'
-    attributes = {"VisibilityTimeout": str(visibility_seconds), "RedrivePolicy": redrive}
-    queue = sqs.create_queue(QueueName=name, Attributes=attributes | fifo)["QueueUrl"]
-    return queue, dead
+    return new_queue(sqs, name, VisibilityTimeout=str(visibility_seconds), RedrivePolicy=redrive), dead
 
 
 def drain(source: EventSource, patience_seconds: float) -> None:

@@ -122,8 +122,8 @@ def local_options(folder: Path, tmp_path: Path, **parameters: object) -> list[st
     ]
 
 
-def test_the_template_is_valid():
-    sam(Path(os.environ.get("CARGO_TARGET_DIR", "target")), "validate", "--lint")
+def test_the_template_is_valid(target: Path):
+    sam(target, "validate", "--lint")
 
 
 def test_a_build_has_the_function_and_a_layer_with_the_templates(build: Path):
