@@ -138,7 +138,7 @@ def take_census_at_rest(function: int, s3_port: int) -> Census:
 
 
 def at_rest(taken: Census) -> Census | None:
-    is_at_rest = len(taken.runs) == len(taken.presses) and all(run.threads == ["pressrun"] for run in taken.runs)
+    is_at_rest = len(taken.runs) == len(taken.presses) and all(len(run.threads) == 1 for run in taken.runs)
     return taken if taken.presses and is_at_rest else None
 
 
