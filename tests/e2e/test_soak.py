@@ -1,0 +1,112 @@
+"""Thousands of documents of all sizes, some failing, some killing their run: nothing grows and nothing is lost."""
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+import aws
+import census
+import soak_picture
+from conftest import OUTPUT, StartFunction, port_of
+from documents import FAILING, KILLING, event, failures, invoice, message, record, report, statement
+from emulator import Emulator
+from soak_picture import Sample
+
+BATCH = 10
+# What a failing and a killing document stand at in every hundred, and in every thousand.
+FAILS_AT, KILLS_AT = 37, 500
+# More than the longest report takes on a busy machine. An endless document takes all of it.
+MAX_RENDER_MS = 15_000
+# Invariant 2.
+MOST_GROWTH_OF_A_PRESS_KIB = 256
+MOST_GROWTH_OF_THE_FUNCTION = 1.1
+
+
+def body(number: int) -> str:
+    if number % 1000 == KILLS_AT:
+        return KILLING[number // 1000 % len(KILLING)]
+    if number % 100 == FAILS_AT:
+        return FAILING[number // 100 % len(FAILING)]
+    return message(*document(number))
+
+
+def document(number: int) -> tuple[str, dict]:
+    """One page mostly, up to some 200."""
+    chance = random.Random(number)
+    kind = chance.random()
+    if kind < 0.85:
+        return "invoice", invoice(number)
+    if kind < 0.95:
+        return "statement", statement(chance.randint(1, 400), number)
+    if kind < 0.99:
+        return "report", report(chance.randint(1, 5), number)
+    if kind < 0.998:
+        return "statement", statement(chance.randint(400, 5_000), number)
+    return "report", report(chance.randint(20, 47), number)
+
+
+def is_bad(number: int) -> bool:
+    return number % 1000 == KILLS_AT or number % 100 == FAILS_AT
+
+
+def test_nothing_grows(
+    start_function: StartFunction, moto: str, s3, target: Path, capsys: pytest.CaptureFixture, request
+):
+    emulator = start_function(
+        timeout_seconds=120, MAX_RENDER_MS=str(MAX_RENDER_MS), AWS_LAMBDA_FUNCTION_MEMORY_SIZE="1769"
+    )
+    samples = soak(emulator, s3, port_of(moto), request.config.getoption("--soak"))
+    folder = target / "e2e"
+    folder.mkdir(exist_ok=True)
+    soak_picture.draw(samples, folder / "soak.svg")
+    with capsys.disabled():
+        print(f"\n{soak_picture.table(samples)}\n{folder / 'soak.svg'}")
+    expect_no_growth(samples)
+
+
+def soak(emulator: Emulator, s3, s3_port: int, documents: int) -> list[Sample]:
+    # So that the connections to emulator and S3 are there.
+    emulator.invoke(event(record("first", message("invoice", invoice(0)))))
+    aws.delete_all(s3, OUTPUT)
+    function = emulator.function
+    before = census.take_census_at_rest(function, s3_port)
+    samples: list[Sample] = []
+    for start in range(0, documents, BATCH):
+        numbers = range(start, start + BATCH)
+        batch = event(*(record(f"m-{number}", body(number)) for number in numbers))
+        began = time.perf_counter()
+        answer = emulator.invoke(batch)
+        milliseconds = (time.perf_counter() - began) * 1000 / BATCH
+        assert failures(answer) == [f"m-{number}" for number in numbers if is_bad(number)]
+        assert_stored(s3, {f"m-{number}" for number in numbers if not is_bad(number)})
+        after = census.expect_same(before, function, s3_port, f"after {start + BATCH} documents")
+        samples.append(sample(start + BATCH, after, function, milliseconds))
+    return samples
+
+
+def sample(documents: int, after: census.Census, function: int, milliseconds: float) -> Sample:
+    processes = [after.function, *after.presses.values()]
+    return Sample(
+        documents,
+        census.resident_kib(function),
+        tuple(census.resident_kib(press) for press in after.presses),
+        sum(len(process.threads) for process in processes),
+        sum(len(process.files) for process in processes) + after.connections_to_s3,
+        milliseconds,
+    )
+
+
+def assert_stored(s3, ids: set[str]) -> None:
+    """Every one of these is in S3, and nothing else. Takes it away."""
+    assert aws.message_ids(s3, OUTPUT) == sorted(ids)
+    aws.delete_all(s3, OUTPUT)
+
+
+def expect_no_growth(samples: list[Sample]) -> None:
+    last = samples[-1]
+    settled = next((sample for sample in samples if sample.documents >= 500), samples[0])
+    for then, now in zip(samples[0].presses_kib, last.presses_kib):
+        assert now <= then + MOST_GROWTH_OF_A_PRESS_KIB
+    assert last.function_kib <= settled.function_kib * MOST_GROWTH_OF_THE_FUNCTION
