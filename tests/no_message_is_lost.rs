@@ -46,7 +46,7 @@ fn chance(number: usize, round: u32) -> u64 {
 
 /// Whoever is not deleted, and one in twenty of those that are, in any order.
 fn deliverable(messages: &[Message], round: u32) -> Vec<usize> {
-    let comes = |number: &usize| !messages[*number].is_deleted || chance(*number, round) % 20 == 0;
+    let comes = |number: &usize| !messages[*number].is_deleted || chance(*number, round).is_multiple_of(20);
     let mut numbers: Vec<usize> = (0..messages.len()).filter(comes).collect();
     numbers.sort_by_key(|number| chance(*number, round + 1000));
     numbers
