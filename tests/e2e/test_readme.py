@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,23 +20,42 @@ RUN = [
     "cargo run --release --example local -- events/batch.json",
     "cargo run --release --example local -- --template invoice templates/invoice/sample.json",
 ]
+CHECK = "cargo run --release --example local -- check"
 SEND_MESSAGE = """\
 aws sqs send-message --queue-url "$QUEUE_URL" --message-body '{"template": "invoice", "data": '"$(cat templates/invoice/sample.json)"'}'"""
 NOT_RUN_HERE = {
     "cargo test": ".ci/run runs it, before these tests",
+    "cargo run --release --example local -- new letter": "test_templates.py runs it, in a folder of its own",
     "sam build": "test_sam.py runs it",
     "sam deploy --guided": "needs AWS",
     test_cargo_lambda.WATCH: "test_cargo_lambda.py runs it",
     test_cargo_lambda.INVOKE: "test_cargo_lambda.py runs it",
+    "TYPST_PACKAGE_PATH=templates/packages TYPST_FONT_PATHS=templates/fonts TYPST_IGNORE_SYSTEM_FONTS=true "
+    "typst watch templates/invoice/main.typ": "test_templates.py does the same with the compiler's library",
+    "apt-get download fonts-noto-core && dpkg-deb -x fonts-noto-core_*.deb noto": "needs Debian's packages",
+    "cp noto/usr/share/fonts/truetype/noto/NotoNaskhArabic-Regular.ttf templates/fonts/": "needs the former",
+    'aws sqs start-message-move-task --source-arn "$DEAD_LETTER_QUEUE_ARN" --destination-arn "$QUEUE_ARN"': "moto has it not",
     "tests/e2e/run": "runs this",
     "tests/e2e/run -k soak --soak 20000": "takes long; a smaller one is test_soak.py's",
 }
 
 
+SEND_BACK = [
+    'aws sqs receive-message --queue-url "$DEAD_LETTER_QUEUE_URL" --message-attribute-names All '
+    "--visibility-timeout 600 > failed.json",
+    "jq '.Messages[0].MessageAttributes | map_values(.StringValue)' failed.json",
+    "jq -r '.Messages[0].Body' failed.json > body.json",
+    'aws sqs send-message --queue-url "$QUEUE_URL" --message-body file://body.json',
+    'aws sqs delete-message --queue-url "$DEAD_LETTER_QUEUE_URL" '
+    "--receipt-handle \"$(jq -r '.Messages[0].ReceiptHandle' failed.json)\"",
+]
+
+
 def commands() -> list[str]:
-    """What stands in README's sh blocks, a command a line."""
+    """What stands in README's sh blocks, a command a line, without what is said of it."""
     blocks = re.findall(r"^```sh\n(.*?)^```", (REPOSITORY / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-    return [line for block in blocks for line in block.splitlines() if line]
+    lines = [line for block in blocks for line in re.sub(r"\\\n\s*", "", block).splitlines()]
+    return [re.sub(r"\s+# .*", "", line) for line in lines if line]
 
 
 def shell(command: str, environment: dict[str, str]) -> subprocess.CompletedProcess:
@@ -53,7 +73,7 @@ def shell(command: str, environment: dict[str, str]) -> subprocess.CompletedProc
 
 
 def test_every_command_is_run_or_has_a_reason():
-    assert sorted(commands()) == sorted([*RUN, SEND_MESSAGE, *NOT_RUN_HERE])
+    assert sorted(commands()) == sorted([*RUN, CHECK, SEND_MESSAGE, *SEND_BACK, *NOT_RUN_HERE])
 
 
 @pytest.mark.parametrize("command", RUN)
@@ -64,6 +84,34 @@ def test_the_command_makes_pdfs(command: str):
     assert paths
     for path in paths:
         aws.assert_is_pdf((REPOSITORY / path).read_bytes())
+
+
+def test_all_templates_are_checked():
+    ran = shell(CHECK, {})
+    assert ran.returncode == 0, ran.stdout
+    assert [line.split()[:2] for line in ran.stdout.splitlines()[1:]] == [
+        ["ok", "invoice"],
+        ["ok", "report"],
+        ["ok", "statement"],
+    ]
+
+
+@pytest.mark.skipif(shutil.which("jq") is None, reason="jq is not installed")
+def test_a_failed_message_is_sent_back(sqs, moto: str, tmp_path: Path):
+    queues = [sqs.create_queue(QueueName=name)["QueueUrl"] for name in ("readme-failed", "readme-again")]
+    sqs.send_message(
+        QueueUrl=queues[0],
+        MessageBody='{"template": "invoice"}',
+        MessageAttributes={"ErrorCode": {"DataType": "String", "StringValue": "InvalidMessage"}},
+    )
+    environment = CREDENTIALS | {"DEAD_LETTER_QUEUE_URL": queues[0], "QUEUE_URL": queues[1]}
+    # The CLI's first version does not look at AWS_ENDPOINT_URL_SQS.
+    script = "\n".join(SEND_BACK).replace("aws sqs", f"aws --endpoint-url {moto} sqs")
+    ran = shell(f"set -e; cd {tmp_path}\n{script}", environment)
+    assert ran.returncode == 0 and '"ErrorCode": "InvalidMessage"' in ran.stdout, ran.stderr
+    (sent,) = sqs.receive_message(QueueUrl=queues[1])["Messages"]
+    assert sent["Body"].strip() == '{"template": "invoice"}'
+    assert "Messages" not in sqs.receive_message(QueueUrl=queues[0])
 
 
 def test_the_message_that_is_sent_becomes_a_pdf(start_function: StartFunction, s3, sqs, moto: str):
