@@ -1,0 +1,275 @@
+//! One batch on its way: each record's message is read, its document set by a free press, and the
+//! PDF stored as soon as it is there, while others are still being set.
+//!
+//! All of it is one future, with no task of its own: when it is dropped, at the deadline, no
+//! part of it goes on. This module says what waits for what; [`reading`], [`setting`] and
+//! [`settling`] do the work.
+
+mod reading;
+mod setting;
+mod settling;
+
+use std::cell::{Cell, RefCell};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+
+use super::chains::{Chain, Turn, Turns, chains};
+use super::limits::Limits;
+use super::records::Record;
+use super::shares::Shares;
+use super::verdict::{Failure, Verdict};
+use crate::job::{Job, Surroundings};
+use crate::press::room::Room;
+use crate::queues::Queues;
+use crate::storage::Storage;
+use crate::typeset::diagnostics::Diagnostic;
+
+/// How many messages are read at once.
+const MOST_READS: usize = 8;
+/// How many PDFs are being stored at once.
+pub const MOST_UPLOADS: usize = 8;
+/// What a batch works with.
+pub struct Workshop<'a> {
+    pub storage: &'a Storage,
+    pub queues: &'a Queues,
+    pub request_id: Option<&'a str>,
+    pub surroundings: Surroundings<'a>,
+    /// How many threads all documents together may have.
+    pub cores: usize,
+    pub limits: Limits,
+}
+
+/// The verdicts, in the order of the records; `None` while there is none.
+pub type Verdicts = RefCell<Vec<Option<Verdict>>>;
+
+/// A record whose message is read.
+struct Document<'a> {
+    record: &'a Record,
+    job: Job,
+    /// What the job's files hold, in their order.
+    files: Vec<Bytes>,
+    /// To write its key.
+    turn: Option<Turn>,
+}
+
+/// A document that waits for a press.
+struct Queued<'a> {
+    document: Document<'a>,
+    answer: oneshot::Sender<Setting<'a>>,
+}
+
+/// What comes of a document at a press.
+enum Setting<'a> {
+    Set(Document<'a>, Typeset),
+    /// It is not set, or an earlier delivery of its message has stored it.
+    Decided(Decision),
+    /// It is to be set again, alone in a fresh run and with all the memory.
+    NeedsMoreMemory(Document<'a>),
+}
+
+/// What becomes of a record, but for what queues have to be told.
+struct Decision {
+    verdict: Verdict,
+    /// As the message names it.
+    template: Option<String>,
+}
+
+/// A PDF that waits to be stored.
+struct Typeset {
+    pages: usize,
+    warnings: Vec<Diagnostic>,
+    typesetting: Duration,
+    pdf: Bytes,
+    /// Makes room for another PDF when it is dropped.
+    _room: OwnedSemaphorePermit,
+}
+
+/// Where documents are sent that want a press. The presses' invocation ends when nobody can send
+/// any more.
+type ToPresses<'a> = mpsc::UnboundedSender<Queued<'a>>;
+
+/// Where documents wait for a press.
+type Queue<'a> = Mutex<mpsc::UnboundedReceiver<Queued<'a>>>;
+
+/// A document that had too little memory while others had theirs, and the records that have to
+/// wait for it.
+struct SetAside<'a> {
+    index: usize,
+    document: Document<'a>,
+    rest: Chain,
+}
+
+/// A batch on its way.
+struct Batch<'a> {
+    workshop: &'a Workshop<'a>,
+    records: &'a [Record],
+    verdicts: &'a Verdicts,
+    shares: Shares,
+    turns: Turns,
+    reads: Semaphore,
+    uploads: Semaphore,
+    /// As many permits as there may be PDFs in memory.
+    room_for_pdfs: Arc<Semaphore>,
+    /// The size of those that are.
+    held_bytes: Cell<usize>,
+    presses: usize,
+    /// Whether it has been said that S3 does not let the function do its work.
+    has_said_denied: Cell<bool>,
+    set_aside: RefCell<Vec<SetAside<'a>>>,
+}
+
+/// Sets and stores every record's document. Returns when each has its verdict and every run that
+/// has seen one has ended.
+pub async fn set_all(workshop: &Workshop<'_>, rooms: &mut [Room], records: &[Record], verdicts: &Verdicts) {
+    let batch = Batch {
+        workshop,
+        records,
+        verdicts,
+        shares: Shares::new(workshop.cores, records.len()),
+        turns: Turns::default(),
+        reads: Semaphore::new(MOST_READS),
+        uploads: Semaphore::new(MOST_UPLOADS),
+        room_for_pdfs: Arc::new(Semaphore::new(rooms.len() + MOST_UPLOADS)),
+        held_bytes: Cell::new(0),
+        presses: rooms.len(),
+        has_said_denied: Cell::new(false),
+        set_aside: RefCell::default(),
+    };
+    let mut chains = chains(records);
+    loop {
+        batch.work_side_by_side(rooms, std::mem::take(&mut chains)).await;
+        let Some(room) = rooms.first_mut() else { return };
+        loop {
+            let Some(set_aside) = batch.set_aside.borrow_mut().pop() else { break };
+            chains.extend(batch.work_alone(room, set_aside).await);
+        }
+        if chains.is_empty() {
+            return;
+        }
+    }
+}
+
+impl<'a> Batch<'a> {
+    /// Works through chains side by side, on all presses.
+    async fn work_side_by_side(&self, rooms: &mut [Room], chains: Vec<Chain>) {
+        let (to_presses, queue) = mpsc::unbounded_channel();
+        let queue = Mutex::new(queue);
+        self.shares.begin(chains.len());
+        let working = join_all(chains.into_iter().map(|chain| self.work_through(chain, to_presses.clone())));
+        drop(to_presses);
+        let setting = join_all(rooms.iter_mut().map(|room| self.keep_busy(room, &queue)));
+        tokio::join!(working, setting);
+    }
+
+    /// Works through a chain, until a document of it has to be set aside.
+    async fn work_through(&self, mut chain: Chain, to_presses: ToPresses<'a>) {
+        let mut to_presses = Some(to_presses);
+        while let Some(index) = chain.pop_front() {
+            let to_press = if chain.is_empty() { to_presses.take() } else { to_presses.clone() };
+            let setting = self.read_and_set(index, to_press).await;
+            let is_last = chain.is_empty();
+            if is_last {
+                self.shares.one_fewer_side_by_side();
+            }
+            match self.conclude(index, setting, chain).await {
+                Some(rest) => chain = rest,
+                None if is_last => return,
+                None => return self.shares.one_fewer_side_by_side(),
+            }
+        }
+    }
+
+    /// Decides a record's verdict, when its PDF is stored if there is one. Gives back the records
+    /// that come after it in its chain, if they can go on.
+    async fn conclude(&self, index: usize, setting: Setting<'a>, rest: Chain) -> Option<Chain> {
+        let decision = match setting {
+            Setting::Set(document, typeset) => Box::pin(self.store(document, typeset)).await,
+            Setting::Decided(decision) => decision,
+            Setting::NeedsMoreMemory(mut document) => {
+                // Others that write the same key would wait for it, and it waits for all others.
+                document.turn = None;
+                self.set_aside.borrow_mut().push(SetAside { index, document, rest });
+                return None;
+            }
+        };
+        let verdict = Box::pin(self.settle(&self.records[index], decision)).await;
+        let is_settled = verdict.is_settled();
+        self.decide(index, verdict);
+        if !is_settled {
+            self.stop(index, rest);
+            return None;
+        }
+        Some(rest).filter(|rest| !rest.is_empty())
+    }
+
+    /// Fails the rest of a message group, unstarted: it must not overtake the record that failed.
+    fn stop(&self, failed: usize, rest: Chain) {
+        for index in rest {
+            self.shares.one_fewer_waits();
+            self.decide(index, Verdict::TransientFailure(Failure::group_stopped(&self.records[failed].message_id)));
+        }
+    }
+
+    /// Reads a record's message and has its document set. Gives `to_press` back as soon as it is
+    /// not needed.
+    async fn read_and_set(&self, index: usize, to_press: Option<ToPresses<'a>>) -> Setting<'a> {
+        let record = &self.records[index];
+        let job = match Box::pin(self.read(record)).await {
+            Ok(job) => job,
+            Err(decision) => {
+                self.shares.one_fewer_waits();
+                return Setting::Decided(decision);
+            }
+        };
+        let turn = Some(self.turns.take(&job.key).await);
+        if record.receive_count > 1
+            && let Some(verdict) = Box::pin(self.find(&job)).await
+        {
+            self.shares.one_fewer_waits();
+            return Setting::Decided(Decision::of(&job, verdict));
+        }
+        let files = match Box::pin(self.read_files(&job)).await {
+            Ok(files) => files,
+            Err(decision) => {
+                self.shares.one_fewer_waits();
+                return Setting::Decided(decision);
+            }
+        };
+        let (answer, answered) = oneshot::channel();
+        let document = Document { record, job, files, turn };
+        let waits = to_press.is_some_and(|press| press.send(Queued { document, answer }).is_ok());
+        debug_assert!(waits, "presses wait as long as documents can be sent to them");
+        answered.await.expect("a press answers for every document")
+    }
+
+    /// Sets a document again, when no other is being set and no PDF waits to be stored, in a run
+    /// of its own. What had to wait for it can then go on.
+    async fn work_alone(&self, room: &mut Room, set_aside: SetAside<'a>) -> Option<Chain> {
+        let SetAside { index, document, rest } = set_aside;
+        let whole = self.presses + MOST_UPLOADS;
+        let mut room_for_pdf = self.room_for_pdf(u32::try_from(whole).unwrap_or(u32::MAX)).await;
+        drop(room_for_pdf.split(whole - 1));
+        self.shares.begin(1);
+        let setting = self.set(room, document, 1, room_for_pdf).await;
+        room.end_invocation().await;
+        self.conclude(index, setting, rest).await
+    }
+
+    async fn room_for_pdf(&self, pdfs: u32) -> OwnedSemaphorePermit {
+        self.room_for_pdfs.clone().acquire_many_owned(pdfs).await.expect("the semaphore is never closed")
+    }
+
+    fn decide(&self, index: usize, verdict: Verdict) {
+        self.verdicts.borrow_mut()[index] = Some(verdict);
+    }
+}
+
+impl Decision {
+    fn of(job: &Job, verdict: Verdict) -> Self {
+        Self { verdict, template: Some(job.template.clone()) }
+    }
+}

@@ -1,0 +1,129 @@
+//! A document at a press: set, again if its run ended and it was not to blame.
+
+use std::iter;
+
+use bytes::Bytes;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::{Batch, Decision, Document, Queue, Queued, Setting, Typeset};
+use crate::function::limits::{MemoryLimit, TimeLimit};
+use crate::function::verdict::{ErrorCode, Failure, Verdict};
+use crate::press::frames::{Answer, Cause, Header};
+use crate::press::room::{Outcome, Room};
+
+/// How often a document is set that is not to blame for the end of its runs.
+const MOST_TRIES: usize = 3;
+
+/// Why a document has not been set.
+enum NotSet {
+    /// And will not be in this invocation.
+    Decided(Verdict),
+    NeedsMoreMemory,
+    /// That is nobody's fault.
+    TryAgain(Failure),
+}
+
+impl<'a> Batch<'a> {
+    /// Gives a press one document after another, and ends its run when there are no more.
+    pub(super) async fn keep_busy(&self, room: &mut Room, queue: &Queue<'a>) {
+        loop {
+            let room_for_pdf = self.room_for_pdf(1).await;
+            let Some(Queued { document, answer }) = queue.lock().await.recv().await else { break };
+            self.shares.one_fewer_waits();
+            let setting = self.set(room, document, self.presses, room_for_pdf).await;
+            let is_awaited = answer.send(setting).is_ok();
+            debug_assert!(is_awaited, "a document's chain waits for it");
+        }
+        room.end_invocation().await;
+    }
+
+    /// Has a document set, with the memory that it may have while so many presses are at work.
+    /// Again if its run ended and it was not to blame.
+    pub(super) async fn set(
+        &self,
+        room: &mut Room,
+        document: Document<'a>,
+        presses: usize,
+        room_for_pdf: OwnedSemaphorePermit,
+    ) -> Setting<'a> {
+        let Document { record, job, files, .. } = &document;
+        let content: Vec<Bytes> = iter::once(&job.data).chain(files).cloned().collect();
+        let mut threads = self.shares.threads();
+        let mut lost = Failure::new(ErrorCode::RunLost, "no try has been made");
+        for _ in 0..MOST_TRIES {
+            let limits = &self.workshop.limits;
+            let time = limits.time(self.shares.others_wait() || !self.set_aside.borrow().is_empty());
+            let memory = limits.memory(presses, self.held_bytes.get());
+            let memory = MemoryLimit { is_whole_budget: memory.is_whole_budget && room.is_fresh(), ..memory };
+            let header = Header {
+                template: job.template.clone(),
+                ident: record.message_id.clone(),
+                timestamp_ms: record.sent_timestamp_ms,
+                files: job.files.keys().cloned().zip(files.iter().map(Bytes::len)).collect(),
+                threads: *threads.borrow_and_update(),
+                time_limit: time.time,
+                memory_limit_bytes: memory.bytes,
+            };
+            let was_fresh = room.is_fresh();
+            lost = match room.set(&header, &content, &mut threads).await {
+                Ok(Outcome::Answered(Answer::Set { pages, warnings, typesetting }, pdf)) => {
+                    self.held_bytes.update(|held| held + pdf.len());
+                    let typeset = Typeset { pages, warnings, typesetting, pdf, _room: room_for_pdf };
+                    return Setting::Set(document, typeset);
+                }
+                Ok(Outcome::Answered(answer, _)) => {
+                    log_last_words(&record.message_id, &answer);
+                    match not_set(answer, was_fresh, time, memory) {
+                        NotSet::TryAgain(failure) => failure,
+                        NotSet::Decided(verdict) => return Setting::Decided(Decision::of(&document.job, verdict)),
+                        NotSet::NeedsMoreMemory => return Setting::NeedsMoreMemory(document),
+                    }
+                }
+                Ok(Outcome::PressLost(error)) => {
+                    Failure::new(ErrorCode::RunLost, format!("the press was lost: {error}"))
+                }
+                Err(error) => Failure::new(ErrorCode::RunLost, error.to_string()),
+            };
+            let (message_id, reason) = (&record.message_id, &lost.message);
+            tracing::warn!(message_id, reason, "its process was lost, which is not the document's fault");
+        }
+        Setting::Decided(Decision::of(&document.job, Verdict::TransientFailure(lost)))
+    }
+}
+
+fn log_last_words(message_id: &str, answer: &Answer) {
+    if let Answer::RunDied { end, .. } = answer {
+        for line in end.stderr.lines().filter(|line| !line.trim().is_empty()) {
+            tracing::warn!(message_id, "its run said: {line}");
+        }
+    }
+}
+
+/// What an answer without a PDF means. A panic in a run that was not fresh proves nothing: Typst
+/// counts some things (paths of files) over all documents of a process, and panics when there are
+/// too many.
+fn not_set(answer: Answer, was_fresh: bool, time: TimeLimit, memory: MemoryLimit) -> NotSet {
+    let permanent = |failure| NotSet::Decided(Verdict::PermanentFailure(failure));
+    let (end, cause) = match answer {
+        Answer::Set { .. } => unreachable!("is a PDF"),
+        Answer::DataRefused { violations } => return permanent(Failure::invalid_data(violations)),
+        Answer::Refused { diagnostics } => return permanent(Failure::typst(diagnostics)),
+        Answer::Panicked { message } if !was_fresh => {
+            let message = format!("Typst panicked in a run that was not fresh: {message}");
+            return NotSet::TryAgain(Failure::new(ErrorCode::RunLost, message));
+        }
+        Answer::Panicked { message } => {
+            let message = format!("Typst panicked, which is a bug of Typst's that these data bring out: {message}");
+            return permanent(Failure::new(ErrorCode::TypstPanicked, message));
+        }
+        Answer::RunDied { end, cause } => (end, cause),
+    };
+    match cause {
+        Cause::Nobody => NotSet::TryAgain(Failure::run_died(ErrorCode::RunLost, &end)),
+        Cause::Document => permanent(Failure::run_died(ErrorCode::RunKilled, &end)),
+        Cause::TimeLimit if time.is_whole_grant => permanent(Failure::too_slow(time, &end)),
+        Cause::TimeLimit => NotSet::Decided(Verdict::TransientFailure(Failure::too_slow(time, &end))),
+        Cause::MemoryLimit if memory.is_whole_budget => permanent(Failure::too_large(memory, &end)),
+        Cause::MemoryLimit => NotSet::NeedsMoreMemory,
+    }
+}
