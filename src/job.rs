@@ -141,7 +141,7 @@ pub struct Surroundings<'a> {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object")]
 struct Message<'a> {
     template: String,
     #[serde(borrow)]

@@ -136,10 +136,21 @@ fn a_broken_template_stops_init_with_its_file_and_what_is_wrong() {
                 "note/schema.json: cannot be read: No such file",
             ),
             (schema("{"), "note/schema.json: is not JSON: EOF while parsing"),
-            (schema("{\"propertys\": {}}"), "note/schema.json: is not a JSON Schema of 2020-12: at the top: "),
+            (
+                schema("{\"propertys\": {}}"),
+                "note/schema.json: has at its top what is no keyword of JSON Schema 2020-12: propertys",
+            ),
             (
                 schema("{\"required\": [\"txt\"]}"),
-                "template note: its sample.json cannot be set\nerror: at the top: \"txt\" is a required property",
+                "template note: its sample.json cannot be set\nerror: note/sample.json: at the top: \"txt\" is a required property",
+            ),
+            (
+                Templates::with("#data.text").and("note/schema.json", "{}"),
+                "note/schema.json: is not used: typst.toml has to name it",
+            ),
+            (
+                Templates::with("#data.text").and_section("schema = \"../schema.json\""),
+                "lies outside of the template's folder, where the schema is expected",
             ),
             (Templates::with("#data.txt"), "note/main.typ:2:6"),
             (Templates::with("#data.text").and("note/sample.json", "{\n  \"text\": \n}"), "note/sample.json:3:"),
@@ -461,7 +472,7 @@ fn what_a_message_brings_is_never_run() {
         let Verdict::PermanentFailure(failure) = verdict(&mut stage, record_of("m", body)).await else {
             panic!("it ran")
         };
-        assert!(failure.message.contains("not a Typst source file"), "{}", failure.message);
+        assert!(failure.message.contains("what a message brings is data"), "{}", failure.message);
     });
 }
 

@@ -9,6 +9,7 @@
 mod check;
 #[path = "../../tests/embedded_s3/mod.rs"]
 mod embedded_s3;
+mod input;
 mod new_template;
 
 use std::collections::BTreeMap;
@@ -27,21 +28,29 @@ use pressrun::function::deadline::Deadline;
 use pressrun::function::records::{self, Record};
 use pressrun::function::verdict::Verdict;
 use pressrun::function::{Function, RecordVerdict};
+use pressrun::job;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
 const USAGE: &str = "\
 usage: local EVENT.json ...                      SQS events, as in events/
        local --template NAME DATA.json ...       one document a data file
-       local check                               every template with its sample
+       local check [NAME ...]                    every template with its sample
        local new NAME                            makes a template's folder that works
 
-The PDFs are left in out/. TEMPLATES_DIR, WORKERS, MEMORY_MB, MAX_RENDER_MS (here
-30000 unless set) and OUTPUT_PREFIX work as in the function.";
+The PDFs are left in out/. What messages name in INPUT_BUCKET is read from in/;
+with --template the message brings what lies in the template's files/.
+TEMPLATES_DIR, WORKERS, MEMORY_MB, MAX_RENDER_MS (here
+30000 unless set) and OUTPUT_PREFIX work as in the function.
+
+Exit status: 0 all is well, 1 a document or a template failed, 2 nothing was done.";
 
 const OUTPUT_BUCKET: &str = "local-output";
 const INPUT_BUCKET: &str = "local-input";
 const OUTPUT_FOLDER: &str = "out";
+/// Stands for the input bucket, if it is there.
+const INPUT_FOLDER: &str = "in";
+const MOST_RENDER_TIME: Duration = Duration::from_secs(30);
 /// What an SQS event source delivers at once unless told otherwise.
 const BATCH_SIZE: usize = 10;
 
@@ -67,12 +76,14 @@ async fn run() -> Result<ExitCode, Box<dyn Error>> {
             println!("{USAGE}");
             Ok(ExitCode::SUCCESS)
         }
-        ["check"] => {
+        ["check", ref names @ ..] => {
             let config = config()?;
-            check::check(&config.templates_dir, config.cores)
+            let time_limit = config.most_render_time.unwrap_or(MOST_RENDER_TIME);
+            check::check(&config.templates_dir, names, config.cores, time_limit)
         }
         ["new", name] => new_template::new_template(&config()?.templates_dir, name),
-        _ => set(batches(&arguments)?).await,
+        ["new", ..] => Err(format!("new takes one name, that of the new template\n\n{USAGE}").into()),
+        _ => set(&arguments).await,
     }
 }
 
@@ -82,19 +93,23 @@ fn config() -> Result<Config, ConfigError> {
             "OUTPUT_BUCKET" => Some(OUTPUT_BUCKET.to_owned()),
             "INPUT_BUCKET" => Some(INPUT_BUCKET.to_owned()),
             // Half of the time that template.yaml gives an invocation.
-            "MAX_RENDER_MS" => Some("30000".to_owned()),
+            "MAX_RENDER_MS" => Some(MOST_RENDER_TIME.as_millis().to_string()),
             _ => None,
         })
     })
 }
 
-/// Has the function set what is in these batches.
-async fn set(batches: Vec<Vec<Record>>) -> Result<ExitCode, Box<dyn Error>> {
+/// Has the function set what the arguments ask for.
+async fn set(arguments: &[OsString]) -> Result<ExitCode, Box<dyn Error>> {
     let config = config()?;
+    let batches = batches(arguments, &config)?;
     let output_bucket = config.output_bucket.clone();
     let input_bucket = config.input_bucket.clone().unwrap_or_default();
     fs::create_dir_all(OUTPUT_FOLDER).map_err(|error| format!("{OUTPUT_FOLDER}: {error}"))?;
     let s3 = EmbeddedS3::start(&[&output_bucket, &input_bucket]);
+    input::put_folder(&s3, &input_bucket, Path::new(INPUT_FOLDER), "")?;
+    input::put_files_of_templates(&s3, &input_bucket, &config.templates_dir)?;
+    let output_prefix = config.output_prefix.clone();
     let began = Instant::now();
     let mut function = Function::start(config, s3.client()).await?;
     println!("{} presses warm after {} ms", function.press_ids().count(), began.elapsed().as_millis());
@@ -103,6 +118,9 @@ async fn set(batches: Vec<Vec<Record>>) -> Result<ExitCode, Box<dyn Error>> {
     let progress = progress_bar(documents);
     let mut totals = Totals::default();
     for batch in batches {
+        for record in &batch {
+            remove_earlier(record, &output_prefix);
+        }
         let began = Instant::now();
         let verdicts = function.set_batch(batch, Deadline::NONE).await;
         totals.time += began.elapsed();
@@ -120,17 +138,27 @@ async fn set(batches: Vec<Vec<Record>>) -> Result<ExitCode, Box<dyn Error>> {
 }
 
 /// What the arguments ask for, in batches as SQS would deliver them.
-fn batches(arguments: &[OsString]) -> Result<Vec<Vec<Record>>, Box<dyn Error>> {
+fn batches(arguments: &[OsString], config: &Config) -> Result<Vec<Vec<Record>>, Box<dyn Error>> {
     match arguments {
         [] => Err(USAGE.into()),
         [option, template, files @ ..] if option == "--template" && !files.is_empty() => {
             let template = template.to_str().ok_or("a template's name is UTF-8")?;
             check_names(files)?;
-            let records: Vec<Record> =
-                files.iter().map(|file| data_file(template, Path::new(file))).collect::<Result<_, _>>()?;
+            let brought = input::files_of_template(&config.templates_dir, template);
+            let records = files.iter().map(|file| data_file(template, &brought, Path::new(file)));
+            let records: Vec<Record> = records.collect::<Result<_, _>>()?;
             Ok(records.chunks(BATCH_SIZE).map(<[Record]>::to_vec).collect())
         }
-        [option, ..] if option.to_string_lossy().starts_with('-') => Err(USAGE.into()),
+        [option, ..] if option == "--template" => {
+            Err(format!("--template takes a template's name and at least one data file\n\n{USAGE}").into())
+        }
+        [option, ..] if option.to_string_lossy().starts_with('-') => {
+            Err(format!("there is no option {}\n\n{USAGE}", option.display()).into())
+        }
+        [word, ..] if !Path::new(word).exists() => {
+            Err(format!("{} is neither an event file nor one of the words check and new\n\n{USAGE}", word.display())
+                .into())
+        }
         events => events.iter().map(|file| event_file(Path::new(file))).collect(),
     }
 }
@@ -148,17 +176,19 @@ fn check_names(files: &[OsString]) -> Result<(), String> {
 }
 
 fn event_file(file: &Path) -> Result<Vec<Record>, Box<dyn Error>> {
-    let event: Value = serde_json::from_str(&read(file)?).map_err(|error| format!("{}: {error}", file.display()))?;
+    let event: Value =
+        serde_json::from_str(&read(file)?).map_err(|error| format!("{} is not JSON: {error}", file.display()))?;
     Ok(records::parse(event).map_err(|error| format!("{}: {error}", file.display()))?)
 }
 
 /// The record of a message that somebody would send to have this file set.
-fn data_file(template: &str, file: &Path) -> Result<Record, Box<dyn Error>> {
+fn data_file(template: &str, files: &BTreeMap<String, String>, file: &Path) -> Result<Record, Box<dyn Error>> {
     let name = file.file_stem().and_then(|stem| stem.to_str()).ok_or("a data file's name is UTF-8")?;
     let data = read(file)?;
-    serde_json::from_str::<IgnoredAny>(&data).map_err(|error| format!("{}: {error}", file.display()))?;
+    serde_json::from_str::<IgnoredAny>(&data).map_err(|error| format!("{} is not JSON: {error}", file.display()))?;
     let key = serde_json::to_string(&format!("{template}/{name}.pdf"))?;
-    let body = format!(r#"{{"template": {}, "key": {key}, "data": {data}}}"#, json!(template));
+    let (template, files) = (json!(template), json!(files));
+    let body = format!(r#"{{"template": {template}, "key": {key}, "files": {files}, "data": {data}}}"#);
     Ok(Record {
         sent_timestamp_ms: SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -166,6 +196,17 @@ fn data_file(template: &str, file: &Path) -> Result<Record, Box<dyn Error>> {
             .and_then(|now| now.as_millis().try_into().ok()),
         ..Record::new(file.display().to_string(), body)
     })
+}
+
+/// Removes what an earlier run has left for a message, so that nobody takes it for this one's.
+fn remove_earlier(record: &Record, output_prefix: &str) {
+    let message = record.body.as_deref().ok().and_then(|body| serde_json::from_str::<Value>(body).ok());
+    let given = message.as_ref().and_then(|message| message.get("key")?.as_str().map(str::to_owned));
+    let key = given.unwrap_or_else(|| format!("{}/{}.pdf", template_of(record), record.message_id));
+    if job::check_key(&key).is_ok() {
+        // Mostly there is nothing to remove.
+        let _ = fs::remove_file(Path::new(OUTPUT_FOLDER).join(format!("{output_prefix}{key}")));
+    }
 }
 
 fn read(file: &Path) -> Result<String, String> {
@@ -191,7 +232,9 @@ fn print_verdict((record, verdict): &RecordVerdict) {
                 stored.typesetting.as_secs_f64() * 1000.0,
                 Path::new(OUTPUT_FOLDER).join(&stored.key).display()
             );
-            stored.warnings.iter().for_each(|warning| eprintln!("{}", warning.text));
+            for warning in &stored.warnings {
+                eprintln!("{}: {}", record.message_id, warning.text);
+            }
         }
         Verdict::Parked(failure) | Verdict::PermanentFailure(failure) | Verdict::TransientFailure(failure) => {
             let kind = if matches!(verdict, Verdict::TransientFailure(_)) { "transient" } else { "permanent" };

@@ -24,12 +24,16 @@ pub fn new_template(templates_dir: &Path, name: &str) -> Result<ExitCode, Box<dy
         .into());
     }
     let dir = templates_dir.join(name);
-    fs::create_dir(&dir).map_err(|error| format!("{}: {error}; choose a name that is not taken", dir.display()))?;
+    if dir.exists() {
+        return Err(format!("{} is there already; choose a name that is not taken", dir.display()).into());
+    }
+    fs::create_dir(&dir).map_err(|error| format!("{}: {error}", dir.display()))?;
     for (file, content) in SKELETON {
         let path = dir.join(file);
         fs::write(&path, content.replace(NAME, name)).map_err(|error| format!("{}: {error}", path.display()))?;
         println!("wrote {}", path.display());
     }
+    println!("now: change main.typ, and see what becomes of it with `check {name}`");
     Ok(ExitCode::SUCCESS)
 }
 

@@ -36,11 +36,13 @@ pub struct Diagnostic {
 }
 
 impl Diagnostic {
-    /// An error in a message's data. It has no place in a file.
-    pub(super) fn of_data(message: &str) -> Self {
+    /// An error in data, which may be a file's.
+    pub(super) fn of_data(message: &str, file: Option<&str>) -> Self {
         let message = shortened(message, MOST_MESSAGE_BYTES);
-        let text = format!("error: {message}");
-        Self { is_error: true, message, file: None, line: None, column: None, hints: Vec::new(), text }
+        let place = file.map(|file| format!("{file}: ")).unwrap_or_default();
+        let text = format!("error: {place}{message}");
+        let file = file.map(str::to_owned);
+        Self { is_error: true, message, file, line: None, column: None, hints: Vec::new(), text }
     }
 }
 

@@ -13,6 +13,9 @@ use typst::syntax::Span;
 use typst::text::{FontBook, FontFlags, FontInfo, TextItem};
 use typst_layout::PagedDocument;
 
+use super::manifest::Manifest;
+use super::templates::Template;
+
 /// More places than these are not reported, and of a place no more characters.
 const MOST_PLACES: usize = 5;
 const MOST_CHARACTERS: usize = 10;
@@ -66,18 +69,13 @@ fn kind_of(font: &FontInfo) -> FontFlags {
 
 /// What the text of a document wanted and did not get: errors for characters that no font has
 /// (warnings where boxes are allowed), warnings for those in a font unlike the template's own.
-pub(super) fn diagnose(
-    document: &PagedDocument,
-    data: &[u8],
-    named: &NamedFonts,
-    boxes_are_allowed: bool,
-) -> Vec<SourceDiagnostic> {
-    let mut found = Found { named, page: 0, places: Vec::new() };
+pub(super) fn diagnose(document: &PagedDocument, data: &[u8], template: &Template) -> Vec<SourceDiagnostic> {
+    let mut found = Found { named: &template.named_fonts, page: 0, places: Vec::new() };
     for page in document.pages() {
         found.page += 1;
         found.search(&page.frame);
     }
-    found.places.iter().map(|place| place.describe(data, boxes_are_allowed)).collect()
+    found.places.iter().map(|place| place.describe(data, &template.manifest)).collect()
 }
 
 struct Found<'a> {
@@ -134,27 +132,31 @@ impl Found<'_> {
 }
 
 impl Place {
-    fn describe(&self, data: &[u8], boxes_are_allowed: bool) -> SourceDiagnostic {
+    fn describe(&self, data: &[u8], manifest: &Manifest) -> SourceDiagnostic {
         let mut characters = in_words(&self.characters);
         // Typst does not know where all text comes from.
         if self.span.is_detached() {
             characters = format!("{characters}, on page {}", self.page);
         }
-        let diagnostic = self.problem(&characters, boxes_are_allowed);
+        let diagnostic = self.problem(&characters, manifest);
         match places_in_data(data, &self.characters).join(", ") {
             places if places.is_empty() => diagnostic,
             places => diagnostic.with_hint(eco_format!("the data have them at {places}")),
         }
     }
 
-    fn problem(&self, characters: &str, boxes_are_allowed: bool) -> SourceDiagnostic {
-        let to_do = "add a font that has them to templates/fonts or to the template's folder";
+    fn problem(&self, characters: &str, manifest: &Manifest) -> SourceDiagnostic {
+        let to_do =
+            "add a font that has them to templates/fonts or to the template's folder, and name it after the others";
         match &self.family {
             Some(family) => warning!(
                 self.span, "set in {family}, which is unlike the template's fonts, since none of them has {characters}";
-                hint: "{to_do}, and name it after the others"
+                hint: "{to_do}"
             ),
-            None if boxes_are_allowed => warning!(self.span, "printed as boxes, since no font has {characters}"),
+            None if manifest.allow_missing_fonts => {
+                warning!(self.span, "printed as boxes, since no font has {characters}")
+            }
+            None if manifest.forbids_boxes => error!(self.span, "no font has {characters}"; hint: "{to_do}"),
             None => error!(
                 self.span, "no font has {characters}";
                 hint: "{to_do}";

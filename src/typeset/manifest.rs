@@ -16,6 +16,16 @@ const MANIFEST_FILE: &str = "typst.toml";
 /// Standards that promise a tagged PDF. Typst would claim them for an untagged one too.
 const TAGGED_STANDARDS: [PdfStandard; 4] = [PdfStandard::A_1a, PdfStandard::A_2a, PdfStandard::A_3a, PdfStandard::Ua_1];
 
+/// Standards that do not care whether a character has a glyph.
+const ALLOW_BOXES: [PdfStandard; 6] = [
+    PdfStandard::V_1_4,
+    PdfStandard::V_1_5,
+    PdfStandard::V_1_6,
+    PdfStandard::V_1_7,
+    PdfStandard::V_2_0,
+    PdfStandard::A_1b,
+];
+
 /// A manifest whose parts go together.
 pub(super) struct Manifest {
     pub version: PackageVersion,
@@ -26,6 +36,8 @@ pub(super) struct Manifest {
     pub standards: PdfStandards,
     /// The standards' names as the manifest has them.
     pub standard_names: Vec<String>,
+    /// Whether a standard refuses characters that no font has, whatever the template allows.
+    pub forbids_boxes: bool,
     pub tagged: bool,
     pub allow_missing_fonts: bool,
 }
@@ -58,6 +70,7 @@ fn parse(text: &str) -> Result<Manifest, String> {
         entrypoint: manifest.package.entrypoint.into(),
         schema: section.schema,
         standards: standards(&section.standards, tagged).map_err(|error| format!("[tool.pressrun] {error}"))?,
+        forbids_boxes: section.standards.iter().any(|standard| !ALLOW_BOXES.contains(standard)),
         standard_names: section.standards.into_iter().map(name_of).collect(),
         tagged,
         allow_missing_fonts: section.allow_missing_fonts,

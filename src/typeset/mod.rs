@@ -21,6 +21,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 use typst::diag::{Severity, SourceDiagnostic, Warned};
+use typst::ecow::EcoVec;
 use typst::foundations::Smart;
 use typst_kit::files::FileStore;
 use typst_layout::PagedDocument;
@@ -159,7 +160,8 @@ impl Typesetter {
     pub fn set(&self, document: Document) -> Result<Pdf, SetError> {
         let template = self.templates.get(&document.template).ok_or(SetError::UnknownTemplate)?;
         if let Some(schema) = &template.schema {
-            let violations = schema.violations(&document.data);
+            let file = document.is_sample.then(|| template.sample_name());
+            let violations = schema.violations(&document.data, file.as_deref());
             if !violations.is_empty() {
                 return Err(SetError::Data(violations));
             }
@@ -169,16 +171,14 @@ impl Typesetter {
         let world = DocumentWorld::new(self, template, document);
         let Warned { output, warnings } = typst::compile::<PagedDocument>(&world);
         let mut found: Vec<SourceDiagnostic> = warnings.into_iter().map(|warning| judged(warning, template)).collect();
-        let exported = output.and_then(|paged| {
-            let boxes_are_allowed = template.manifest.allow_missing_fonts;
-            found.extend(font_coverage::diagnose(&paged, &data, &template.named_fonts, boxes_are_allowed));
-            Ok((typst_pdf::pdf(&paged, &options)?, paged.pages().len()))
+        let compiled = output.and_then(|paged| {
+            found.extend(font_coverage::diagnose(&paged, &data, template));
+            // The export would only find the same again.
+            if found.iter().any(is_error) { Err(EcoVec::new()) } else { Ok(paged) }
         });
+        let exported = compiled.and_then(|paged| Ok((typst_pdf::pdf(&paged, &options)?, paged.pages().len())));
         match exported {
-            Ok((bytes, pages)) if !found.iter().any(is_error) => {
-                Ok(Pdf { bytes, pages, warnings: diagnostics::describe(&world, found) })
-            }
-            Ok(_) => Err(SetError::Typst(diagnostics::describe(&world, found))),
+            Ok((bytes, pages)) => Ok(Pdf { bytes, pages, warnings: diagnostics::describe(&world, found) }),
             Err(errors) => {
                 found.extend(errors);
                 Err(SetError::Typst(diagnostics::describe(&world, found)))

@@ -44,28 +44,31 @@ impl Schema {
         let schema: Value = serde_json::from_slice(text).map_err(|error| format!("is not JSON: {error}"))?;
         check_dialect(&schema)?;
         // The stricter one names a wrong value only as a keyword that is not allowed.
-        jsonschema::draft202012::meta::validate(&schema)
-            .and_then(|()| STRICT_META_SCHEMA.validate(&schema))
-            .map_err(|error| format!("is not a JSON Schema of 2020-12: {}: {error}", place(&error)))?;
+        jsonschema::draft202012::meta::validate(&schema).map_err(|error| {
+            format!("is not a JSON Schema of 2020-12: {}: {error}{}", place(&error), alternatives(&error))
+        })?;
+        check_keywords(&schema)?;
         jsonschema::draft202012::options()
             .should_validate_formats(true)
             .should_ignore_unknown_formats(false)
             .build(&schema)
             .map(Self)
-            .map_err(|error| format!("cannot be used as a schema: {error}"))
+            .map_err(|error| unusable(&error))
     }
 
     /// Where data are not what the schema says, the first [`MOST_VIOLATIONS`] places; none if
     /// they are. Tells where and of what kind the values are, never what they are.
-    pub fn violations(&self, data: &[u8]) -> Vec<Diagnostic> {
+    ///
+    /// `file` is where the data come from, if that is a file.
+    pub fn violations(&self, data: &[u8], file: Option<&str>) -> Vec<Diagnostic> {
         match serde_json::from_slice::<Value>(data) {
             Ok(data) => self
                 .0
                 .iter_errors(&data)
                 .take(MOST_VIOLATIONS)
-                .map(|error| Diagnostic::of_data(&describe(&error)))
+                .map(|error| Diagnostic::of_data(&describe(&error), file))
                 .collect(),
-            Err(error) => vec![Diagnostic::of_data(&format!("the data are not JSON that can be read: {error}"))],
+            Err(error) => vec![Diagnostic::of_data(&format!("the data are not JSON that can be read: {error}"), file)],
         }
     }
 }
@@ -76,6 +79,27 @@ fn check_dialect(schema: &Value) -> Result<(), String> {
             Err(format!("has the \"$schema\" {dialect}; expected is \"{DIALECT}\" or none"))
         }
         _ => Ok(()),
+    }
+}
+
+fn check_keywords(schema: &Value) -> Result<(), String> {
+    // What surrounds a misspelt keyword is not allowed either, so the innermost place counts.
+    let depth = |error: &ValidationError| error.instance_path().as_str().matches('/').count();
+    let Some(error) = STRICT_META_SCHEMA.iter_errors(schema).max_by_key(depth) else { return Ok(()) };
+    let ValidationErrorKind::UnevaluatedProperties { unexpected } = error.kind() else {
+        return Err(format!("is not a JSON Schema of 2020-12: {}: {error}", place(&error)));
+    };
+    Err(format!("has at {} what is no keyword of JSON Schema 2020-12: {}", pointer(&error), unexpected.join(", ")))
+}
+
+/// Why what is well formed is no use: the library's advice is for its programmers.
+fn unusable(error: &ValidationError) -> String {
+    let text = error.to_string();
+    match error.kind() {
+        ValidationErrorKind::Referencing(_) => {
+            format!("has a \"$ref\" that cannot be followed; it has to stay within the file: {text}")
+        }
+        _ => format!("cannot be used as a schema: {}", text.split(". Adjust").next().unwrap_or_default()),
     }
 }
 
@@ -101,6 +125,11 @@ fn place(error: &ValidationError) -> String {
     if pointer.is_empty() { "at the top".to_owned() } else { pointer.to_owned() }
 }
 
+fn pointer(error: &ValidationError) -> String {
+    let pointer = error.instance_path().as_str();
+    if pointer.is_empty() { "its top".to_owned() } else { pointer.to_owned() }
+}
+
 fn kind_of(value: &Value) -> String {
     match value {
         Value::Null => "null".to_owned(),
@@ -118,7 +147,7 @@ mod tests {
 
     fn violations(schema: &Value, data: &Value) -> Vec<String> {
         let schema = Schema::parse(schema.to_string().as_bytes()).unwrap();
-        schema.violations(data.to_string().as_bytes()).into_iter().map(|violation| violation.message).collect()
+        schema.violations(data.to_string().as_bytes(), None).into_iter().map(|violation| violation.message).collect()
     }
 
     fn refused(schema: &Value) -> String {
@@ -190,17 +219,15 @@ mod tests {
 
     #[test]
     fn a_misspelt_keyword_is_an_error_wherever_it_stands() {
-        for schema in [
-            json!({"maxLenght": 3}),
-            json!({"properties": {"a": {"items": {"requierd": ["b"]}}}}),
-            json!({"$defs": {"a": {"anyOf": [{"typ": "string"}]}}}),
-            json!({"additionalProperties": {"minimun": 1}}),
+        for (schema, place, keyword) in [
+            (json!({"maxLenght": 3}), "its top", "maxLenght"),
+            (json!({"properties": {"a": {"items": {"requierd": ["b"]}}}}), "/properties/a/items", "requierd"),
+            (json!({"$defs": {"a": {"anyOf": [{"typ": "string"}]}}, "type": "object"}), "/$defs/a/anyOf/0", "typ"),
+            (json!({"additionalProperties": {"minimun": 1}, "required": []}), "/additionalProperties", "minimun"),
         ] {
             let problem = refused(&schema);
-            assert!(
-                problem.starts_with("is not a JSON Schema of 2020-12: ") && problem.contains("unexpected"),
-                "{problem}"
-            );
+            let expected = format!("has at {place} what is no keyword of JSON Schema 2020-12: {keyword}");
+            assert_eq!(problem, expected);
         }
     }
 
@@ -209,11 +236,11 @@ mod tests {
         for (schema, expected) in [
             (json!({"type": "text"}), "is not a JSON Schema of 2020-12: /type"),
             (json!({"maxItems": -1}), "is not a JSON Schema of 2020-12: /maxItems"),
-            (json!({"format": "dat"}), "dat"),
+            (json!({"format": "dat"}), "cannot be used as a schema: Unknown format: 'dat'"),
             (json!({"pattern": "("}), "\"(\" is not a \"regex\""),
             (json!({"$ref": "#/$defs/missing"}), "missing"),
             (json!({"$ref": "https://example.org/other.json"}), "example.org"),
-            (json!({"$ref": "other.json"}), "other.json"),
+            (json!({"$ref": "other.json"}), "has a \"$ref\" that cannot be followed; it has to stay within the file"),
             (
                 json!({"$schema": "http://json-schema.org/draft-07/schema#"}),
                 "expected is \"https://json-schema.org/draft/2020-12/schema\"",

@@ -26,6 +26,8 @@ use super::world;
 /// The file that a document's data are served as, at the template's root. `sys.inputs.data`
 /// holds this name.
 const DATA_FILE: &str = "data.json";
+/// The usual name of a schema.
+const SCHEMA_FILE: &str = "schema.json";
 const SAMPLE_FILE: &str = "sample.json";
 /// Folders beside the templates that are not templates.
 const NOT_TEMPLATES: [&str; 2] = ["fonts", "packages"];
@@ -90,7 +92,7 @@ pub(super) fn find(dir: &Path) -> Result<BTreeMap<String, PathBuf>, TemplateErro
 pub(super) fn load(name: &str, dir: &Path, fonts: &CommonFonts, common: u128) -> Result<Template, TemplateError> {
     let manifest = manifest::load(dir)?;
     let main = main_file(dir, &manifest)?;
-    let schema = manifest.schema.as_ref().map(|path| Schema::load(&dir.join(path))).transpose()?;
+    let schema = load_schema(dir, &manifest)?;
     let sample_path = dir.join(SAMPLE_FILE);
     let sample = fs::read(&sample_path).map_err(|error| TemplateError::read(&sample_path, error))?;
     let files = files::load_project(dir)?;
@@ -119,6 +121,23 @@ fn main_file(dir: &Path, manifest: &Manifest) -> Result<FileId, TemplateError> {
         Ok(id)
     } else {
         Err(TemplateError::new(&path, "the entrypoint that typst.toml names is not there"))
+    }
+}
+
+fn load_schema(dir: &Path, manifest: &Manifest) -> Result<Option<Schema>, TemplateError> {
+    let unused = dir.join(SCHEMA_FILE);
+    match &manifest.schema {
+        Some(path) if file_id(path).is_none() => {
+            let problem = "lies outside of the template's folder, where the schema is expected";
+            Err(TemplateError::new(&dir.join(path), problem))
+        }
+        Some(path) => Schema::load(&dir.join(path)).map(Some),
+        // The section's name may be misspelt, and all that it says would be lost.
+        None if unused.is_file() => Err(TemplateError::new(
+            &unused,
+            "is not used: typst.toml has to name it, with schema = \"schema.json\" under [tool.pressrun]",
+        )),
+        None => Ok(None),
     }
 }
 

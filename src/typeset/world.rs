@@ -84,8 +84,10 @@ impl World for DocumentWorld<'_> {
 
     fn source(&self, id: FileId) -> FileResult<Source> {
         match self.file_of_message(id) {
-            // What a message brings can be read, never run.
-            Some(_) => Err(FileError::NotSource),
+            Some(_) => {
+                let problem = "what a message brings is data: it can be read, but not included or imported";
+                Err(FileError::Other(Some(problem.into())))
+            }
             None => self.store(id).source(id),
         }
     }

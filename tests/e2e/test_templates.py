@@ -156,7 +156,7 @@ def test_a_new_template_works_and_is_checked(local: Path, tmp_path: Path):
     checked = run("check")
     assert checked.returncode == 0, checked.stderr
     assert re.search(r"^ok +letter +1 +\d+\.\d", checked.stdout, re.MULTILINE)
-    assert "is not taken" in run("new", "letter").stderr
+    assert "is there already" in run("new", "letter").stderr
     assert "cannot be a template's name" in run("new", "../letter").stderr
 
     main = tmp_path / "templates/letter/main.typ"
@@ -165,3 +165,29 @@ def test_a_new_template_works_and_is_checked(local: Path, tmp_path: Path):
     assert checked.returncode == 1
     assert re.search(r"^error +letter", checked.stdout, re.MULTILINE)
     assert "letter/main.typ:8:8" in checked.stdout and "titel" in checked.stdout
+
+
+def test_files_of_messages_are_read_from_folders(local: Path, tmp_path: Path):
+    (tmp_path / "templates").mkdir()
+
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run([local, *arguments], cwd=tmp_path, env={}, capture_output=True, text=True, check=False)
+
+    run("new", "letter")
+    folder = tmp_path / "templates/letter"
+    with (folder / "main.typ").open("a") as main:
+        main.write('#read("/files/name.txt")\n')
+    (folder / "files").mkdir()
+    (folder / "files/name.txt").write_text("of the sample")
+    (tmp_path / "in/customers").mkdir(parents=True)
+    (tmp_path / "in/customers/42.txt").write_text("of the customer")
+    data = json.loads((folder / "sample.json").read_text())
+    message = {"template": "letter", "data": data, "key": "letter/42.pdf", "files": {"name.txt": "customers/42.txt"}}
+    record = {"messageId": "m-1", "body": json.dumps(message)}
+    (tmp_path / "event.json").write_text(json.dumps({"Records": [record]}))
+    ran = run("--template", "letter", "templates/letter/sample.json")
+    assert ran.returncode == 0, ran.stderr
+    ran = run("event.json")
+    assert ran.returncode == 0, ran.stderr
+    assert "of the sample" in pages((tmp_path / "out/letter/sample.pdf").read_bytes())[0]
+    assert "of the customer" in pages((tmp_path / "out/letter/42.pdf").read_bytes())[0]
