@@ -60,7 +60,7 @@ fn a_document_whose_announcement_the_deadline_ends_is_reported_as_failed() {
         let mut stage = stage().await;
         stage.sqs.answer_next("done", [Fault::Delay(Duration::ZERO)]);
         stage.sqs.answer_all("done", Some(Fault::Delay(Duration::from_mins(1))));
-        let deadline = Deadline::from_lambda(SystemTime::now() + Duration::from_secs(2));
+        let deadline = Deadline::from_lambda(SystemTime::now() + Duration::from_secs(4));
         let failed = stage.handle_until(vec![letter("a"), letter("b")], deadline).await;
         assert_eq!((failed.len(), announcements(&stage, "done").len()), (1, 1));
         assert_eq!(stage.s3.keys(OUTPUT).len(), 2);

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use pressrun::function::deadline::Deadline;
 use serde_json::{Value, json};
 use support::embedded_s3::Fault;
-use support::{Stage, in_group, letter, letter_to, record, run};
+use support::{Stage, config, in_group, letter, letter_to, received, record, run};
 
 fn puts(stage: &Stage) -> Vec<String> {
     stage.s3.requests().into_iter().filter(|request| request.starts_with("PUT ")).collect()
@@ -72,7 +72,7 @@ fn the_deadline_stops_a_group_where_it_is() {
     run(async {
         let mut stage = Stage::with_presses(1).await;
         stage.s3.answer_all("letter/a-2", Some(Fault::Delay(Duration::from_mins(1))));
-        let deadline = Deadline::from_lambda(SystemTime::now() + Duration::from_secs(2));
+        let deadline = Deadline::from_lambda(SystemTime::now() + Duration::from_secs(4));
         let failed = stage.handle_until(groups(&["a"]), deadline).await;
         assert_eq!(failed, ["a-2", "a-3", "a-4", "a-5"]);
     });
@@ -121,6 +121,36 @@ fn two_records_of_a_batch_with_the_same_key_never_race() {
             assert_eq!(stage.handle(records.to_vec()).await, [""; 0]);
             let object = stage.s3.object("output", key).unwrap();
             assert_eq!(object.metadata["message-id"], format!("{round}-4"), "the last of the batch wins");
+        }
+    });
+}
+
+#[test]
+fn order_is_kept_however_often_s3_and_sqs_fail() {
+    run(async {
+        let mut stage = Stage::with_queues(config(2), None, Some("done.fifo")).await;
+        stage.s3.stumble_one_in(3);
+        stage.sqs.stumble_one_in(5);
+        let mut waiting = groups(&["a", "b", "c", "d"]);
+        let mut deliveries = 0;
+        while !waiting.is_empty() {
+            deliveries += 1;
+            assert!(deliveries < 100, "each is done in the end");
+            let batch = waiting.iter().map(|record| received(deliveries, record.clone())).collect();
+            let failed = stage.handle(batch).await;
+            waiting.retain(|record| failed.iter().any(|id| record["messageId"] == id.as_str()));
+        }
+        assert!(deliveries > 1, "something has failed");
+        let announced = stage.sqs.messages("done.fifo");
+        for group in ["a", "b", "c", "d"] {
+            let mut ids: Vec<_> = announced
+                .iter()
+                .filter(|message| message.group.as_deref() == Some(group))
+                .map(|message| message.deduplication_id.clone().unwrap())
+                .collect();
+            // SQS drops what is announced twice.
+            ids.dedup();
+            assert_eq!(ids, [1, 2, 3, 4, 5].map(|number| format!("{group}-{number}")));
         }
     });
 }

@@ -142,10 +142,14 @@ fn a_pdf_that_arrives_altered_or_cut_is_never_taken_for_stored() {
 fn every_upload_carries_a_checksum_that_s3_verifies() {
     run(async {
         let mut stage = Stage::with_presses(1).await;
-        // The embedded S3 refuses an upload without one, or with another.
-        assert_eq!(stage.handle(vec![letter("a")]).await, [""; 0]);
-        let object = stage.s3.object(OUTPUT, "letter/a.pdf").unwrap();
-        assert_eq!(object.body.len(), stage.pdf("letter", "a").unwrap().len());
+        // The embedded S3 refuses an upload without a CRC32 too.
+        stage.s3.answer_all("PUT", Some(Fault::Altered));
+        let code = code_of(&mut stage.function, letter("a"), Deadline::NONE).await;
+        assert_eq!(code, Some(ErrorCode::StorageUnavailable));
+        assert!(stage.s3.keys(OUTPUT).is_empty());
+        stage.s3.answer_all_with(None);
+        assert_eq!(code_of(&mut stage.function, letter("a"), Deadline::NONE).await, None);
+        assert!(stage.pdf("letter", "a").is_some());
     });
 }
 

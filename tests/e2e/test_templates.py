@@ -164,4 +164,4 @@ def test_a_new_template_works_and_is_checked(local: Path, tmp_path: Path):
     checked = run("check")
     assert checked.returncode == 1
     assert re.search(r"^error +letter", checked.stdout, re.MULTILINE)
-    assert "letter/main.typ:8:8" in checked.stderr and "titel" in checked.stderr
+    assert "letter/main.typ:8:8" in checked.stdout and "titel" in checked.stdout

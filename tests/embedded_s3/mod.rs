@@ -58,6 +58,8 @@ pub enum Fault {
     NoSuchBucket,
     /// 409 `ConditionalRequestConflict`.
     Conflict,
+    /// A PUT whose body has been altered on its way.
+    Altered,
     /// Served, but answered with 500 `InternalError`.
     ErrorOnceServed,
     /// Served, but that much later.
@@ -216,8 +218,8 @@ fn serve(listener: std::net::TcpListener, store: Arc<Store>, mut stopped: onesho
 struct MapS3(Arc<Store>);
 
 impl MapS3 {
-    /// Does what a test has asked for. Gives back what is to be answered when it has been served.
-    async fn stumble(&self, method: &str, bucket: &str, key: &str) -> S3Result<S3Result<()>> {
+    /// Does what a test has asked for. Gives back what is to be done when a PUT is served.
+    async fn stumble(&self, method: &str, bucket: &str, key: &str) -> S3Result<Option<Fault>> {
         let request = format!("{method} {bucket}/{key}");
         let fault = self.next_fault(&request).or_else(|| self.chance_fault());
         self.0.requests.lock().unwrap().push(request);
@@ -229,10 +231,9 @@ impl MapS3 {
             Some(Fault::Conflict) => Err(s3_error!(ConditionalRequestConflict, "asked for by the test")),
             Some(Fault::Delay(delay)) => {
                 tokio::time::sleep(delay).await;
-                Ok(Ok(()))
+                Ok(None)
             }
-            Some(Fault::ErrorOnceServed) => Ok(Err(s3_error!(InternalError, "asked for by the test"))),
-            None => Ok(Ok(())),
+            fault => Ok(fault),
         }
     }
 
@@ -265,9 +266,12 @@ impl MapS3 {
 impl S3 for MapS3 {
     async fn put_object(&self, mut request: S3Request<PutObjectInput>) -> S3Result<S3Response<PutObjectOutput>> {
         let input = request.input;
-        let body = collect(input.body).await?;
+        let mut body = collect(input.body).await?;
         // After the body has been read, so that the connection stays in order.
-        let once_served = self.stumble("PUT", &input.bucket, &input.key).await?;
+        let fault = self.stumble("PUT", &input.bucket, &input.key).await?;
+        if matches!(fault, Some(Fault::Altered)) {
+            body = body.iter().map(|byte| byte ^ 1).collect();
+        }
         let mut hasher = ChecksumHasher { crc32: Some(Crc32::new()), ..ChecksumHasher::default() };
         hasher.update(&body);
         let computed = hasher.finalize().checksum_crc32;
@@ -298,12 +302,14 @@ impl S3 for MapS3 {
         }
         let e_tag = Some(ETag::Strong(object.e_tag.clone()));
         bucket.insert(input.key, object);
-        once_served?;
+        if matches!(fault, Some(Fault::ErrorOnceServed)) {
+            return Err(s3_error!(InternalError, "asked for by the test"));
+        }
         Ok(S3Response::new(PutObjectOutput { e_tag, checksum_crc32: computed, ..PutObjectOutput::default() }))
     }
 
     async fn get_object(&self, request: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
-        self.stumble("GET", &request.input.bucket, &request.input.key).await??;
+        self.stumble("GET", &request.input.bucket, &request.input.key).await?;
         let object = self.object(&request.input.bucket, &request.input.key)?;
         Ok(S3Response::new(GetObjectOutput {
             content_length: i64::try_from(object.body.len()).ok(),
@@ -320,7 +326,7 @@ impl S3 for MapS3 {
     }
 
     async fn head_object(&self, request: S3Request<HeadObjectInput>) -> S3Result<S3Response<HeadObjectOutput>> {
-        self.stumble("HEAD", &request.input.bucket, &request.input.key).await??;
+        self.stumble("HEAD", &request.input.bucket, &request.input.key).await?;
         let object = self.object(&request.input.bucket, &request.input.key)?;
         Ok(S3Response::new(HeadObjectOutput {
             content_length: i64::try_from(object.body.len()).ok(),
