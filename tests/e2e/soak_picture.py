@@ -8,6 +8,7 @@ import matplotlib
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plot
+from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 POINTS = 200
 
@@ -65,11 +66,13 @@ def draw(samples: list[Sample], path: Path) -> None:
     times.plot(x, [sum(bucket) / len(bucket) for bucket in took], label="mean", linewidth=0.8)
     times.set_ylabel("ms a document")
     times.set_yscale("log")
+    times.yaxis.set_major_formatter(ScalarFormatter())
+    times.yaxis.set_minor_formatter(NullFormatter())
     times.set_xlabel("documents")
     for panel in (memory, counts):
         panel.set_ylim(bottom=0)
     for panel in (memory, counts, times):
-        panel.legend(loc="center right", ncols=3, frameon=False)
+        panel.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False, borderpad=0)
         panel.grid(alpha=0.3)
     figure.savefig(path, metadata={"Date": None})
     plot.close(figure)

@@ -29,6 +29,8 @@ NAME = "pressrun-e2e"
 S3_PORT = 9000
 # What `sam local` makes of !Ref OutputBucket and !Ref InputBucket is no name for a bucket.
 BUCKETS = {"OUTPUT_BUCKET": "output", "INPUT_BUCKET": "input"}
+# And no queue is within the containers' reach.
+NO_QUEUES = {"FAILED_QUEUE_URL": "", "DONE_QUEUE_URL": ""}
 
 
 def sam_environment(target: Path) -> dict[str, str]:
@@ -113,7 +115,7 @@ def s3(s3_of_containers: str):
 def local_options(folder: Path, tmp_path: Path, **parameters: object) -> list[str]:
     """For `sam local`: this build, without the network, and with the container's S3."""
     variables = tmp_path / "variables.json"
-    variables.write_text(json.dumps({"Parameters": BUCKETS | CREDENTIALS}))
+    variables.write_text(json.dumps({"Parameters": BUCKETS | NO_QUEUES | CREDENTIALS}))
     overrides = {"S3EndpointUrl": f"http://s3:{S3_PORT}"} | parameters
     return [
         *("--template", str(folder / "template.yaml"), "--skip-pull-image", "--docker-network", NAME),

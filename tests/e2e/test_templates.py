@@ -13,7 +13,7 @@ import pypdf
 import pytest
 import typst
 
-from documents import REPOSITORY, TEMPLATES
+from documents import TEMPLATES
 
 NAMES = ["invoice", "report", "statement"]
 # What the validator says of every file that Typst writes. It approves only of what it knows: most of these are
