@@ -6,7 +6,9 @@ mod support;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pressrun::config::Config;
 use pressrun::function::Function;
@@ -16,18 +18,25 @@ use pressrun::function::verdict::{ErrorCode, Failure, Stored, Verdict};
 use serde_json::{Value, json};
 use support::embedded_s3::EmbeddedS3;
 use support::{INPUT, OUTPUT, Stage, config, record, record_of, run};
-use tempfile::TempDir;
 
 const MANIFEST: &str = "[package]\nname = \"note\"\nversion = \"1.0.0\"\nentrypoint = \"main.typ\"\n";
 const MAIN: &str = "#let data = json(sys.inputs.at(\"data\", default: \"sample.json\"))\n";
 
-/// A folder of templates with one, `note`, whose files are these.
-struct Templates(TempDir);
+/// A folder of templates with one, `note`. It is removed in the end.
+struct Templates(PathBuf);
+
+impl Drop for Templates {
+    fn drop(&mut self) {
+        fs::remove_dir_all(&self.0).unwrap();
+    }
+}
 
 impl Templates {
     /// A template that is as it should be, but for `main.typ`: this stands below its first line.
     fn with(body: &str) -> Self {
-        let templates = Self(TempDir::new().unwrap());
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("templates-{}-{}", process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let templates = Self(Path::new(env!("CARGO_TARGET_TMPDIR")).join(name));
         templates.write("note/typst.toml", MANIFEST);
         templates.write("note/main.typ", format!("{MAIN}{body}\n"));
         templates.write("note/sample.json", "{\"text\": \"sample\"}");
@@ -52,11 +61,11 @@ impl Templates {
     }
 
     fn path(&self, path: &str) -> PathBuf {
-        self.0.path().join(path)
+        self.0.join(path)
     }
 
     fn config(&self) -> Config {
-        Config { templates_dir: self.0.path().to_owned(), ..config(1) }
+        Config { templates_dir: self.0.clone(), ..config(1) }
     }
 
     /// Why init stops.
