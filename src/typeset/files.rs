@@ -13,6 +13,10 @@ use typst_kit::files::{FileLoader, FileStore};
 
 use super::template_error::TemplateError;
 
+/// The folder, at a template's root, of the files that come with a message. What lies there in
+/// the template itself comes with its sample.
+const FILES_FOLDER: &str = "files/";
+
 /// Files in memory. Typst's own store around it keeps what it has parsed.
 pub(super) struct Files {
     contents: HashMap<FileId, Bytes>,
@@ -54,6 +58,11 @@ impl Files {
         files.sort_unstable_by_key(|(path, _)| *path);
         files.into_iter()
     }
+}
+
+/// The name of the message's file that a path in the template stands for, if it is one's.
+pub(super) fn file_of_message(path: &str) -> Option<&str> {
+    path.strip_prefix(FILES_FOLDER)
 }
 
 /// Reads a template's own files.

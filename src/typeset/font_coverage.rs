@@ -14,7 +14,6 @@ use typst::text::{FontBook, FontFlags, FontInfo, TextItem};
 use typst_layout::PagedDocument;
 
 use super::manifest::Manifest;
-use super::templates::Template;
 
 /// More places than these are not reported, and of a place no more characters.
 const MOST_PLACES: usize = 5;
@@ -69,13 +68,18 @@ fn kind_of(font: &FontInfo) -> FontFlags {
 
 /// What the text of a document wanted and did not get: errors for characters that no font has
 /// (warnings where boxes are allowed), warnings for those in a font unlike the template's own.
-pub(super) fn diagnose(document: &PagedDocument, data: &[u8], template: &Template) -> Vec<SourceDiagnostic> {
-    let mut found = Found { named: &template.named_fonts, page: 0, places: Vec::new() };
+pub(super) fn diagnose(
+    document: &PagedDocument,
+    data: &[u8],
+    named: &NamedFonts,
+    manifest: &Manifest,
+) -> Vec<SourceDiagnostic> {
+    let mut found = Found { named, page: 0, places: Vec::new() };
     for page in document.pages() {
         found.page += 1;
         found.search(&page.frame);
     }
-    found.places.iter().map(|place| place.describe(data, &template.manifest)).collect()
+    found.places.iter().map(|place| place.describe(data, manifest)).collect()
 }
 
 struct Found<'a> {

@@ -160,10 +160,11 @@ impl Typesetter {
     pub fn set(&self, document: Document) -> Result<Pdf, SetError> {
         let template = self.templates.get(&document.template).ok_or(SetError::UnknownTemplate)?;
         if let Some(schema) = &template.schema {
-            let file = document.is_sample.then(|| template.sample_name());
-            let violations = schema.violations(&document.data, file.as_deref());
+            let violations = schema.violations(&document.data);
             if !violations.is_empty() {
-                return Err(SetError::Data(violations));
+                let file = document.is_sample.then(|| template.sample_name());
+                let of_data = |violation: &String| Diagnostic::of_data(violation, file.as_deref());
+                return Err(SetError::Data(violations.iter().map(of_data).collect()));
             }
         }
         let options = pdf_options(template, &document);
@@ -172,7 +173,7 @@ impl Typesetter {
         let Warned { output, warnings } = typst::compile::<PagedDocument>(&world);
         let mut found: Vec<SourceDiagnostic> = warnings.into_iter().map(|warning| judged(warning, template)).collect();
         let compiled = output.and_then(|paged| {
-            found.extend(font_coverage::diagnose(&paged, &data, template));
+            found.extend(font_coverage::diagnose(&paged, &data, &template.named_fonts, &template.manifest));
             // The export would only find the same again.
             if found.iter().any(is_error) { Err(EcoVec::new()) } else { Ok(paged) }
         });

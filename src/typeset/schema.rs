@@ -8,7 +8,6 @@ use jsonschema::Validator;
 use jsonschema::error::{ValidationError, ValidationErrorKind};
 use serde_json::{Value, json};
 
-use super::diagnostics::Diagnostic;
 use super::template_error::TemplateError;
 
 const DIALECT: &str = "https://json-schema.org/draft/2020-12/schema";
@@ -58,17 +57,10 @@ impl Schema {
 
     /// Where data are not what the schema says, the first [`MOST_VIOLATIONS`] places; none if
     /// they are. Tells where and of what kind the values are, never what they are.
-    ///
-    /// `file` is where the data come from, if that is a file.
-    pub fn violations(&self, data: &[u8], file: Option<&str>) -> Vec<Diagnostic> {
+    pub fn violations(&self, data: &[u8]) -> Vec<String> {
         match serde_json::from_slice::<Value>(data) {
-            Ok(data) => self
-                .0
-                .iter_errors(&data)
-                .take(MOST_VIOLATIONS)
-                .map(|error| Diagnostic::of_data(&describe(&error), file))
-                .collect(),
-            Err(error) => vec![Diagnostic::of_data(&format!("the data are not JSON that can be read: {error}"), file)],
+            Ok(data) => self.0.iter_errors(&data).take(MOST_VIOLATIONS).map(|error| describe(&error)).collect(),
+            Err(error) => vec![format!("the data are not JSON that can be read: {error}")],
         }
     }
 }
@@ -147,7 +139,7 @@ mod tests {
 
     fn violations(schema: &Value, data: &Value) -> Vec<String> {
         let schema = Schema::parse(schema.to_string().as_bytes()).unwrap();
-        schema.violations(data.to_string().as_bytes(), None).into_iter().map(|violation| violation.message).collect()
+        schema.violations(data.to_string().as_bytes())
     }
 
     fn refused(schema: &Value) -> String {

@@ -21,7 +21,6 @@ use super::fonts;
 use super::manifest::{self, Manifest};
 use super::schema::Schema;
 use super::template_error::TemplateError;
-use super::world;
 
 /// The file that a document's data are served as, at the template's root. `sys.inputs.data`
 /// holds this name.
@@ -149,7 +148,7 @@ fn texts(files: &Files) -> impl Iterator<Item = &str> {
 }
 
 fn sample_files(files: &Files) -> BTreeMap<String, bytes::Bytes> {
-    let named = files.iter().filter_map(|(path, content)| Some((world::file_of_message(path)?, content)));
+    let named = files.iter().filter_map(|(path, content)| Some((files::file_of_message(path)?, content)));
     named.map(|(name, content)| (name.to_owned(), bytes::Bytes::from_owner(content.clone()))).collect()
 }
 

@@ -12,13 +12,9 @@ use typst::{Library, World};
 use typst_kit::diagnostics::DiagnosticWorld;
 use typst_kit::files::FileStore;
 
-use super::files::Files;
+use super::files::{self, Files};
 use super::templates::Template;
 use super::{Document, Typesetter};
-
-/// The folder, at a template's root, of the files that come with a message. What lies there in
-/// the template itself comes with its sample.
-const FILES_FOLDER: &str = "files/";
 
 /// The world of one document.
 pub(super) struct DocumentWorld<'a> {
@@ -51,7 +47,7 @@ impl<'a> DocumentWorld<'a> {
             return Some(Ok(Bytes::new(self.document.data.clone())));
         }
         let path = id.vpath().get_without_slash();
-        let name = file_of_message(path).filter(|_| matches!(id.root(), VirtualRoot::Project))?;
+        let name = files::file_of_message(path).filter(|_| matches!(id.root(), VirtualRoot::Project))?;
         let file = self.document.files.get(name).map(|file| Bytes::new(file.clone()));
         Some(file.ok_or_else(|| self.no_such_file(name)))
     }
@@ -62,11 +58,6 @@ impl<'a> DocumentWorld<'a> {
         let there_are = if names.is_empty() { "no files".to_owned() } else { names.join(", ") };
         FileError::Other(Some(eco_format!("{whose} has no {name:?}; there are: {there_are}")))
     }
-}
-
-/// The name of the message's file that a path in the template stands for, if it is one's.
-pub(super) fn file_of_message(path: &str) -> Option<&str> {
-    path.strip_prefix(FILES_FOLDER)
 }
 
 impl World for DocumentWorld<'_> {
