@@ -153,9 +153,13 @@ def send_all(sqs, queue_url: str, messages: list[dict]) -> list[str]:
 
 
 def count(sqs, queue_url: str) -> int:
-    """How many messages a queue holds, those in flight and delayed included."""
-    names = ["", "NotVisible", "Delayed"]
-    wanted = [f"ApproximateNumberOfMessages{name}" for name in names]
+    """How many messages a queue holds, those in flight and delayed included. The visible ones are asked for last:
+    a message that becomes visible meanwhile is counted twice, and never missed."""
+    return sum(number_of(sqs, queue_url, *kinds) for kinds in (["NotVisible", "Delayed"], [""]))
+
+
+def number_of(sqs, queue_url: str, *kinds: str) -> int:
+    wanted = [f"ApproximateNumberOfMessages{kind}" for kind in kinds]
     attributes = sqs.get_queue_attributes(QueueUrl=queue_url, AttributeNames=wanted)["Attributes"]
     return sum(int(attributes[name]) for name in wanted)
 
