@@ -9,7 +9,8 @@ use typst::ecow::eco_format;
 use typst::foundations::Bytes;
 use typst::syntax::package::PackageSpec;
 use typst::syntax::{FileId, RootedPath, VirtualPath, VirtualRoot};
-use typst_kit::files::{FileLoader, FileStore};
+use typst::utils::hash128;
+use typst_kit::files::FileLoader;
 
 use super::template_error::TemplateError;
 
@@ -51,6 +52,13 @@ impl Files {
         PackageError::Other(Some(eco_format!("{package} is not there: it was looked for in {}", dir.display())))
     }
 
+    /// Of the names and contents of all files.
+    pub fn digest(&self) -> u128 {
+        let mut files: Vec<_> = self.contents.iter().map(|(id, content)| (hash128(id.get()), content)).collect();
+        files.sort_unstable_by_key(|(name, _)| *name);
+        hash128(&files)
+    }
+
     /// The files in the order of their paths, without a slash before them.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Bytes)> {
         let mut files: Vec<_> =
@@ -74,7 +82,7 @@ pub(super) fn load_project(dir: &Path) -> Result<Files, TemplateError> {
 
 /// Reads the packages in a folder of Typst's own layout, `<namespace>/<name>/<version>/`, if there
 /// is one.
-pub(super) fn load_packages(dir: &Path) -> Result<FileStore<Files>, TemplateError> {
+pub(super) fn load_packages(dir: &Path) -> Result<Files, TemplateError> {
     let mut files = Files::new(dir.to_owned());
     if dir.is_dir() {
         for namespace in entries(dir)? {
@@ -86,7 +94,7 @@ pub(super) fn load_packages(dir: &Path) -> Result<FileStore<Files>, TemplateErro
             }
         }
     }
-    Ok(FileStore::new(files))
+    Ok(files)
 }
 
 fn package_spec(namespace: &Path, name: &Path, version: &Path) -> Result<PackageSpec, TemplateError> {

@@ -12,9 +12,14 @@ use typst_kit::fonts::FontStore;
 use super::files::Files;
 use super::template_error::TemplateError;
 
-/// Loads the embedded fonts and every `.ttf`, `.otf`, `.ttc` and `.otc` file below `dir`, if it exists.
+/// Those that Typst brings.
+pub(super) fn embedded() -> impl Iterator<Item = Font> {
+    typst_kit::fonts::embedded().map(|(font, _)| font)
+}
+
+/// Loads every `.ttf`, `.otf`, `.ttc` and `.otc` file below `dir`, if it exists.
 pub(super) fn load(dir: &Path) -> Result<Vec<Font>, TemplateError> {
-    let mut fonts: Vec<Font> = typst_kit::fonts::embedded().map(|(font, _)| font).collect();
+    let mut fonts = Vec::new();
     if dir.is_dir() {
         for file in font_files(dir)? {
             let data = fs::read(&file).map_err(|error| TemplateError::read(&file, error))?;

@@ -101,9 +101,10 @@ impl Typesetter {
     /// # Errors
     /// When what they have in common is broken.
     pub fn load_what_can_be(templates_dir: &Path) -> Result<(Self, BTreeMap<String, TemplateError>), TemplateError> {
-        let fonts = CommonFonts::new(fonts::load(&templates_dir.join("fonts"))?);
+        let own_fonts = fonts::load(&templates_dir.join("fonts"))?;
         let packages = files::load_packages(&templates_dir.join("packages"))?;
-        let common = digest::of_common(templates_dir)?;
+        let common = digest::of_common(&own_fonts, &packages);
+        let fonts = CommonFonts::new(fonts::embedded().chain(own_fonts).collect());
         let mut templates = BTreeMap::new();
         let mut broken = BTreeMap::new();
         for (name, dir) in templates::find(templates_dir)? {
@@ -112,7 +113,7 @@ impl Typesetter {
                 Err(error) => drop(broken.insert(name, error)),
             }
         }
-        Ok((Self { packages, templates }, broken))
+        Ok((Self { packages: FileStore::new(packages), templates }, broken))
     }
 
     /// The names of the templates and the versions in their manifests.

@@ -99,7 +99,7 @@ pub(super) fn load(name: &str, dir: &Path, fonts: &CommonFonts, common: u128) ->
     Ok(Template {
         name: name.to_owned(),
         manifest,
-        digest: digest::of_template(dir, common)?,
+        digest: digest::of_template(&files, common),
         schema,
         library: LazyHash::new(library()),
         main,

@@ -1,6 +1,8 @@
 //! What one document sees of the world: its template's files, its own data, the fonts, and the
 //! time its message was sent.
 
+use std::collections::BTreeMap;
+
 use time::OffsetDateTime;
 use typst::diag::{FileError, FileResult};
 use typst::ecow::eco_format;
@@ -20,12 +22,18 @@ use super::{Document, Typesetter};
 pub(super) struct DocumentWorld<'a> {
     common: &'a Typesetter,
     template: &'a Template,
-    document: Document,
+    /// With the hash that Typst asks for at every look: taken once.
+    data: Bytes,
+    files: BTreeMap<String, Bytes>,
+    timestamp_ms: Option<i64>,
+    is_sample: bool,
 }
 
 impl<'a> DocumentWorld<'a> {
     pub fn new(common: &'a Typesetter, template: &'a Template, document: Document) -> Self {
-        Self { common, template, document }
+        let Document { data, files, timestamp_ms, is_sample, .. } = document;
+        let files = files.into_iter().map(|(name, file)| (name, Bytes::new(file))).collect();
+        Self { common, template, data: Bytes::new(data), files, timestamp_ms, is_sample }
     }
 
     fn store(&self, id: FileId) -> &'a FileStore<Files> {
@@ -44,17 +52,16 @@ impl<'a> DocumentWorld<'a> {
     /// store, which would keep them for the next document.
     fn file_of_message(&self, id: FileId) -> Option<FileResult<Bytes>> {
         if self.is_data(id) {
-            return Some(Ok(Bytes::new(self.document.data.clone())));
+            return Some(Ok(self.data.clone()));
         }
         let path = id.vpath().get_without_slash();
         let name = files::file_of_message(path).filter(|_| matches!(id.root(), VirtualRoot::Project))?;
-        let file = self.document.files.get(name).map(|file| Bytes::new(file.clone()));
-        Some(file.ok_or_else(|| self.no_such_file(name)))
+        Some(self.files.get(name).cloned().ok_or_else(|| self.no_such_file(name)))
     }
 
     fn no_such_file(&self, name: &str) -> FileError {
-        let whose = if self.document.is_sample { "the template's folder files" } else { "the message's \"files\"" };
-        let names: Vec<&str> = self.document.files.keys().map(String::as_str).collect();
+        let whose = if self.is_sample { "the template's folder files" } else { "the message's \"files\"" };
+        let names: Vec<&str> = self.files.keys().map(String::as_str).collect();
         let there_are = if names.is_empty() { "no files".to_owned() } else { names.join(", ") };
         FileError::Other(Some(eco_format!("{whose} has no {name:?}; there are: {there_are}")))
     }
@@ -92,7 +99,7 @@ impl World for DocumentWorld<'_> {
     }
 
     fn today(&self, offset: Option<Duration>) -> Option<Datetime> {
-        let sent = date_time(self.document.timestamp_ms?)?;
+        let sent = date_time(self.timestamp_ms?)?;
         let there = sent.checked_add(offset.map_or(time::Duration::ZERO, Into::into))?;
         Some(Datetime::Date(there.date()))
     }
@@ -100,7 +107,7 @@ impl World for DocumentWorld<'_> {
 
 impl DiagnosticWorld for DocumentWorld<'_> {
     fn name(&self, id: FileId) -> String {
-        match (self.is_data(id), self.document.is_sample) {
+        match (self.is_data(id), self.is_sample) {
             (true, true) => self.template.sample_name(),
             (true, false) => "data".to_owned(),
             (false, _) => self.template.file_name(id),
