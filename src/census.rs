@@ -215,7 +215,7 @@ mod tests {
 
     #[test]
     fn a_child_is_found_with_and_without_the_kernels_lists() {
-        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let mut child = Command::new("tail").args(["-f", "/dev/null"]).spawn().unwrap();
         let (listed, searched) = (children(std::process::id()), children_by_parent(std::process::id()));
         child.kill().unwrap();
         child.wait().unwrap();
