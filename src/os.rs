@@ -172,6 +172,10 @@ pub fn exit_out_of_memory(wanted_bytes: usize) -> ! {
     exit_now(EXIT_OUT_OF_MEMORY)
 }
 
+/// A list of Typst's timings that is to grow beyond this ends its recording, so that no document
+/// fails for being recorded. The list doubles: it ends at 524,288 events of 56 bytes.
+const MOST_BYTES_OF_TIMINGS: usize = 48 * 1024 * 1024;
+
 /// The system's allocator, which in a run does not return when it is refused memory.
 struct TellingAllocator;
 
@@ -185,7 +189,8 @@ impl TellingAllocator {
 }
 
 // SAFETY: Every call goes to the system's allocator with the same arguments, and what that
-// returns is returned unchanged, if at all.
+// returns is returned unchanged, if at all. To end a recording is to store a flag: that neither
+// allocates nor unwinds.
 unsafe impl GlobalAlloc for TellingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: The caller keeps the contract, which is the same.
@@ -198,6 +203,11 @@ unsafe impl GlobalAlloc for TellingAllocator {
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        // Nothing else tells how many there are. It may be another list that grows so far: then a
+        // trace is cut short for it, if one is being recorded.
+        if new_size > MOST_BYTES_OF_TIMINGS {
+            typst_timing::disable();
+        }
         // SAFETY: As above.
         Self::told(unsafe { System.realloc(block, layout, new_size) }, new_size)
     }

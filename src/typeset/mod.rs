@@ -14,6 +14,7 @@ pub mod pool;
 mod schema;
 mod template_error;
 mod templates;
+pub mod trace;
 mod world;
 
 use std::collections::BTreeMap;
