@@ -172,9 +172,9 @@ pub fn exit_out_of_memory(wanted_bytes: usize) -> ! {
     exit_now(EXIT_OUT_OF_MEMORY)
 }
 
-/// A list of Typst's timings that is to grow beyond this ends its recording, so that no document
-/// fails for being recorded. The list doubles: it ends at 524,288 events of 56 bytes.
-const MOST_BYTES_OF_TIMINGS: usize = 48 * 1024 * 1024;
+/// What the list of Typst's timings grows to when it has 524,288 events, of 56 bytes each: it
+/// doubles. Then its recording ends, or a long document would run out of memory for it.
+const GROWN_BYTES_OF_TIMINGS: usize = 2 * 524_288 * 56;
 
 /// The system's allocator, which in a run does not return when it is refused memory.
 struct TellingAllocator;
@@ -203,9 +203,9 @@ unsafe impl GlobalAlloc for TellingAllocator {
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        // Nothing else tells how many there are. It may be another list that grows so far: then a
-        // trace is cut short for it, if one is being recorded.
-        if new_size > MOST_BYTES_OF_TIMINGS {
+        // Nothing else tells how many there are. Should another list grow to the same size, it
+        // only cuts a trace short.
+        if new_size == GROWN_BYTES_OF_TIMINGS {
             typst_timing::disable();
         }
         // SAFETY: As above.
