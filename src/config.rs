@@ -40,6 +40,9 @@ pub struct Config {
     /// `MAX_RENDER_MS`: how long a document may be set before it is given up for good. Default:
     /// half of the invocation's time.
     pub most_render_time: Option<Duration>,
+    /// `TRACE_SLOWER_THAN_MS`: of a document that takes longer to set, Typst's own timings are stored
+    /// beside its PDF. Default: none are recorded.
+    pub trace_slower_than: Option<Duration>,
     /// `FAILED_QUEUE_URL`: where messages are sent that are given up. Default: none, and they stay
     /// in their own queue.
     pub failed_queue_url: Option<String>,
@@ -147,6 +150,7 @@ impl Config {
             done_queue_url: queue_url(&variable, "DONE_QUEUE_URL")?,
             memory_bytes: memory_mb(&variable)?.map(|mb| mb * 1024 * 1024),
             most_render_time: milliseconds(&variable, "MAX_RENDER_MS")?,
+            trace_slower_than: milliseconds(&variable, "TRACE_SLOWER_THAN_MS")?,
             deadline_margin: milliseconds(&variable, "DEADLINE_MARGIN_MS")?.unwrap_or(DEFAULT_DEADLINE_MARGIN),
             has_own_s3_endpoint: ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]
                 .into_iter()
@@ -280,6 +284,7 @@ mod tests {
             ("MAX_DATA_BYTES", "16MB"),
             ("DEADLINE_MARGIN_MS", "-1"),
             ("MAX_RENDER_MS", "0"),
+            ("TRACE_SLOWER_THAN_MS", "2s"),
             ("OUTPUT_PREFIX", "/pdf/"),
             ("FAILED_QUEUE_URL", "failed"),
             ("DONE_QUEUE_URL", "arn:aws:sqs:eu-central-1:123456789012:done"),

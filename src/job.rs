@@ -22,6 +22,8 @@ const MOST_FILES: usize = 16;
 const MOST_FILE_NAME_BYTES: usize = 64;
 /// As many digits as a page count may have.
 const PAGES_PLACEHOLDER: &str = "1000000";
+/// What comes after a PDF's key in that of its trace. No PDF has such a key.
+const TRACE_SUFFIX: &str = ".trace.json.gz";
 /// The class name that the Amazon SQS Extended Client Library puts before a pointer.
 const POINTER_CLASS: &str = "software.amazon.payloadoffloading.PayloadS3Pointer";
 
@@ -132,6 +134,8 @@ pub enum KeyProblem {
     Control,
     #[error("ends with /, which names a folder and no object")]
     Folder,
+    #[error("ends with {TRACE_SUFFIX}, as only the traces beside PDFs do")]
+    Trace,
 }
 
 /// What the parser has to know of the deployment and of the record.
@@ -200,7 +204,7 @@ impl Job {
         let name = message.key.unwrap_or_else(|| format!("{}/{message_id}.pdf", message.template));
         check_key(&name).map_err(|problem| JobError::Key { key: name.clone(), problem })?;
         let key = format!("{output_prefix}{name}");
-        check_object_key(&key).map_err(|problem| JobError::Key { key: key.clone(), problem })?;
+        check_pdf_key(&key).map_err(|problem| JobError::Key { key: key.clone(), problem })?;
         let ours = [
             ("message-id", message_id),
             ("message-digest", &message_digest),
@@ -220,6 +224,12 @@ impl Job {
             content_disposition: message.filename.as_deref().map(content_disposition).transpose()?,
             metadata,
         })
+    }
+
+    /// The key of the PDF's trace, beside it.
+    #[must_use]
+    pub fn trace_key(&self) -> String {
+        format!("{}{TRACE_SUFFIX}", self.key)
     }
 
     /// Whether an object with this metadata was made from this very message.
@@ -290,6 +300,12 @@ fn is_plain(name: &str) -> bool {
 fn check_object_key(key: &str) -> Result<(), KeyProblem> {
     check_key(key)?;
     if key.ends_with('/') { Err(KeyProblem::Folder) } else { Ok(()) }
+}
+
+/// A PDF never lies where another's trace would replace it.
+fn check_pdf_key(key: &str) -> Result<(), KeyProblem> {
+    check_object_key(key)?;
+    if key.ends_with(TRACE_SUFFIX) { Err(KeyProblem::Trace) } else { Ok(()) }
 }
 
 /// The message's metadata and ours, if S3 takes them.
@@ -398,7 +414,9 @@ mod tests {
 
     #[test]
     fn a_key_that_could_lead_elsewhere_is_refused() {
-        for key in ["", "/a.pdf", "../a.pdf", "a/../b.pdf", "a/..", "a\\u0000.pdf", "a\\nb", "a/", &"x".repeat(1025)] {
+        let long = "x".repeat(1025);
+        let trace = "a.pdf.trace.json.gz";
+        for key in ["", "/a.pdf", "../a.pdf", "a/../b.pdf", "a/..", "a\\u0000.pdf", "a\\nb", "a/", &long, trace] {
             let message = format!(r#"{{"template": "invoice", "data": 1, "key": "{key}"}}"#);
             assert!(matches!(parse(&message).unwrap_err(), JobError::Key { .. }), "{key}");
         }

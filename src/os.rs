@@ -180,6 +180,10 @@ pub fn exit_out_of_memory(wanted_bytes: usize) -> ! {
     exit_now(EXIT_OUT_OF_MEMORY)
 }
 
+/// What the list of Typst's timings grows to when it has 524,288 events, of 56 bytes each: it
+/// doubles. Then its recording ends, or a long document would run out of memory for it.
+const GROWN_BYTES_OF_TIMINGS: usize = 2 * 524_288 * 56;
+
 /// The system's allocator, which in a run does not return when it is refused memory.
 struct TellingAllocator;
 
@@ -193,7 +197,8 @@ impl TellingAllocator {
 }
 
 // SAFETY: Every call goes to the system's allocator with the same arguments, and what that
-// returns is returned unchanged, if at all.
+// returns is returned unchanged, if at all. To end a recording is to store a flag: that neither
+// allocates nor unwinds.
 unsafe impl GlobalAlloc for TellingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: The caller keeps the contract, which is the same.
@@ -206,6 +211,11 @@ unsafe impl GlobalAlloc for TellingAllocator {
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        // Nothing else tells how many there are. Should another list grow to the same size, it
+        // only cuts a trace short.
+        if new_size == GROWN_BYTES_OF_TIMINGS {
+            typst_timing::disable();
+        }
         // SAFETY: As above.
         Self::told(unsafe { System.realloc(block, layout, new_size) }, new_size)
     }

@@ -212,6 +212,32 @@ impl Storage {
         }
     }
 
+    /// Stores the trace of a job's PDF beside it, and gives its key. An earlier one is replaced.
+    ///
+    /// As a gzip file, and not as JSON that is encoded for its transport: then name, type and bytes
+    /// agree wherever it is copied to, for `aws s3 cp` does not decode.
+    ///
+    /// # Errors
+    /// With the reason, when S3 does not take it, after the SDK's own retries.
+    pub async fn store_trace(&self, job: &Job, trace: Bytes, time_of_a_try: Duration) -> Result<String, String> {
+        let whose = ["message-id", "template", "template-version", "template-digest"];
+        let metadata = whose.iter().filter_map(|name| Some(((*name).to_owned(), job.metadata.get(*name)?.clone())));
+        let key = job.trace_key();
+        let stored = self
+            .client
+            .put_object()
+            .bucket(&self.output_bucket)
+            .key(&key)
+            .content_type("application/gzip")
+            .set_metadata(Some(metadata.collect()))
+            .body(ByteStream::from(trace))
+            .customize()
+            .config_override(Builder::new().timeout_config(aws::try_for(time_of_a_try)))
+            .send()
+            .await;
+        stored.map(|_| key).map_err(|error| aws::in_short(&error))
+    }
+
     /// The object that stands where a job's was not to replace any: its own, if an earlier
     /// delivery or an earlier try has stored it, or another message's.
     async fn find_owner(&self, job: &Job, time_of_a_try: Duration) -> Result<StoredObject, StoreError> {

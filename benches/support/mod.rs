@@ -167,6 +167,7 @@ pub fn header(template: &str, time_limit: Duration) -> Header {
         threads: 1,
         time_limit,
         memory_limit_bytes: None,
+        trace_slower_than: None,
     }
 }
 
@@ -174,7 +175,7 @@ pub fn header(template: &str, time_limit: Duration) -> Header {
 pub async fn set_in(room: &mut Room, template: &str, data: &Bytes, threads: &mut watch::Receiver<usize>) -> Bytes {
     let header = header(template, Duration::from_mins(1));
     match room.set(&header, slice::from_ref(data), threads).await.unwrap() {
-        Outcome::Answered(Answer::Set { .. }, pdf) => pdf,
+        Outcome::Answered(Answer::Set { .. }, pdf, _) => pdf,
         other => panic!("{other:?}"),
     }
 }

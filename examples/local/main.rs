@@ -3,6 +3,7 @@
 //!
 //!     cargo run --release --example local -- events/batch.json
 //!     cargo run --release --example local -- --template invoice data/*.json
+//!     cargo run --release --example local -- --trace traces events/batch.json
 //!     cargo run --release --example local -- check
 //!     cargo run --release --example local -- new letter
 
@@ -11,6 +12,7 @@ mod check;
 mod embedded_s3;
 mod input;
 mod new_template;
+mod traces;
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -31,15 +33,19 @@ use pressrun::function::{Function, RecordVerdict, tell_census_on_request};
 use pressrun::job;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
+use traces::Traces;
 
 const USAGE: &str = "\
 usage: local EVENT.json ...                      SQS events, as in events/
        local --template NAME DATA.json ...       one document a data file
+       local --trace DIR ...                     the same, and where the time went
        local check [NAME ...]                    every template with its sample
        local new NAME                            makes a template's folder that works
 
 The PDFs are left in out/. What messages name in INPUT_BUCKET is read from in/;
 with --template the message brings what lies in the template's files/.
+With --trace the trace of each document is left in DIR, for ui.perfetto.dev, and
+the five places of each template that took most of the time are printed.
 TEMPLATES_DIR, WORKERS, MEMORY_MB, MAX_RENDER_MS (here
 30000 unless set) and OUTPUT_PREFIX work as in the function.
 At SIGUSR1 it prints which processes hold what at this moment.
@@ -105,7 +111,12 @@ fn config() -> Result<Config, ConfigError> {
 
 /// Has the function set what the arguments ask for.
 async fn set(arguments: &[OsString]) -> Result<ExitCode, Box<dyn Error>> {
-    let config = config()?;
+    let mut config = config()?;
+    let (mut traces, arguments) = match arguments {
+        [option, dir, arguments @ ..] if option == "--trace" => (Some(Traces::new(dir)), arguments),
+        arguments => (None, arguments),
+    };
+    config.trace_slower_than = traces.as_ref().map(|_| Duration::ZERO);
     let batches = batches(arguments, &config)?;
     let output_bucket = config.output_bucket.clone();
     let input_bucket = config.input_bucket.clone().unwrap_or_default();
@@ -114,6 +125,7 @@ async fn set(arguments: &[OsString]) -> Result<ExitCode, Box<dyn Error>> {
     input::put_folder(&s3, &input_bucket, Path::new(INPUT_FOLDER), "")?;
     input::put_files_of_templates(&s3, &input_bucket, &config.templates_dir)?;
     let output_prefix = config.output_prefix.clone();
+    let templates_dir = config.templates_dir.clone();
     let began = Instant::now();
     let mut function = Function::start(config, s3.client()).await?;
     println!("{} presses warm after {} ms", function.press_ids().count(), began.elapsed().as_millis());
@@ -133,11 +145,17 @@ async fn set(arguments: &[OsString]) -> Result<ExitCode, Box<dyn Error>> {
             totals.add(verdict);
         }
         progress.inc(verdicts.len() as u64);
+        if let Some(traces) = &mut traces {
+            traces.take(&s3, &output_bucket)?;
+        }
         collect(&s3, &output_bucket)?;
     }
     progress.finish_and_clear();
     function.stop().await;
     totals.print();
+    if let Some(traces) = traces {
+        traces.print_dearest(&templates_dir);
+    }
     Ok(if totals.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

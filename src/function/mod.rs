@@ -205,6 +205,7 @@ impl Function {
                 message_id: "",
             },
             cores: self.config.cores,
+            trace_slower_than: self.config.trace_slower_than,
             limits: Limits::new(deadline, self.config.most_render_time, self.memory_for_runs),
         };
         let all = batch::set_all(&workshop, &mut self.rooms, records, accounts);

@@ -2,8 +2,9 @@
 //! length, a kind and a payload.
 //!
 //! A document goes down as [`Kind::Document`], any number of [`Kind::Data`], [`Kind::Set`]; its
-//! answer comes up as any number of [`Kind::Pdf`] and one [`Kind::Verdict`], the last frame of
-//! the answer whatever happened. Between the two nothing else comes up.
+//! answer comes up as any number of [`Kind::Pdf`], then of [`Kind::Trace`], and one
+//! [`Kind::Verdict`], the last frame of the answer whatever happened. Between these nothing else
+//! comes up.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -47,6 +48,8 @@ pub enum Kind {
     Begun = b'B',
     /// Up: a part of the PDF.
     Pdf = b'P',
+    /// Up, after the PDF: a part of its trace, gzipped, if there is one.
+    Trace = b't',
     /// Up: the end of an answer, as an [`Answer`].
     Verdict = b'V',
     /// Up: the run has ended and been waited for, another one waits, as a [`RunEnd`].
@@ -58,9 +61,10 @@ impl TryFrom<u8> for Kind {
 
     fn try_from(byte: u8) -> io::Result<Self> {
         use Kind::{
-            Begun, Data, Document, EndInvocation, InvocationEnded, Pdf, Ready, Set, Threads, Verdict, Warm, Warming,
+            Begun, Data, Document, EndInvocation, InvocationEnded, Pdf, Ready, Set, Threads, Trace, Verdict, Warm,
+            Warming,
         };
-        [Document, Data, Set, Threads, EndInvocation, Warming, Ready, Warm, Begun, Pdf, Verdict, InvocationEnded]
+        [Document, Data, Set, Threads, EndInvocation, Warming, Ready, Warm, Begun, Pdf, Trace, Verdict, InvocationEnded]
             .into_iter()
             .find(|kind| *kind as u8 == byte)
             .ok_or_else(|| invalid(format!("a frame of the unknown kind {byte:#04x}")))
@@ -125,6 +129,8 @@ pub struct Header {
     pub time_limit: Duration,
     /// How much memory its run may have, as `RLIMIT_DATA` counts it.
     pub memory_limit_bytes: Option<u64>,
+    /// If it takes longer to set, its trace is asked for.
+    pub trace_slower_than: Option<Duration>,
 }
 
 /// What a press says when it has started.
@@ -301,6 +307,24 @@ pub fn write(pipe: &impl AsFd, frame: Frame) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// A pipe as a writer: what is written to it travels in frames of one kind.
+pub struct FrameWriter<'a, F> {
+    pub pipe: &'a F,
+    pub kind: Kind,
+}
+
+impl<F: AsFd> io::Write for FrameWriter<'_, F> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let length = bytes.len().min(CHUNK_BYTES);
+        write(self.pipe, Frame::new(self.kind, Bytes::copy_from_slice(&bytes[..length])))?;
+        Ok(length)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 fn invalid(problem: impl Into<String>) -> io::Error {

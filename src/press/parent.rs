@@ -207,7 +207,7 @@ impl Press {
             match self.run.answers.buffered() {
                 Ok(Some(frame)) => match frame.kind {
                     Kind::Begun => *ends_at = Some(Instant::now() + time_limit),
-                    Kind::Pdf => frames::write(&self.answers, frame)?,
+                    Kind::Pdf | Kind::Trace => frames::write(&self.answers, frame)?,
                     Kind::Verdict => {
                         frames::write(&self.answers, frame)?;
                         return Ok(Ok(()));

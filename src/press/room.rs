@@ -79,7 +79,8 @@ pub enum StartError {
 /// What came of a document.
 #[derive(Debug)]
 pub enum Outcome {
-    Answered(Answer, Bytes),
+    /// With the PDF, and its trace. Each is empty if there is none.
+    Answered(Answer, Bytes, Bytes),
     /// The press itself is gone: nobody's fault.
     PressLost(io::Error),
 }
@@ -222,7 +223,7 @@ impl Room {
         self.state = State::Busy;
         // The press keeps the time. This is for one that does not.
         match in_time(header.time_limit + PATIENCE, press.set(header, content, threads)).await {
-            Ok((answer, pdf)) => {
+            Ok((answer, pdf, trace)) => {
                 self.state = match &answer {
                     Answer::RunDied { end, cause } => {
                         self.happened.ended_runs.push(EndedRun::of(end, Some(*cause)));
@@ -231,7 +232,7 @@ impl Room {
                     Answer::Panicked { .. } => State::Ending,
                     _ => State::Used,
                 };
-                Ok(Outcome::Answered(answer, pdf))
+                Ok(Outcome::Answered(answer, pdf, trace))
             }
             Err(error) => {
                 self.close().await;
@@ -403,14 +404,14 @@ impl Press {
         header: &Header,
         content: &[Bytes],
         threads: &mut watch::Receiver<usize>,
-    ) -> io::Result<(Answer, Bytes)> {
+    ) -> io::Result<(Answer, Bytes, Bytes)> {
         self.requests.feed(Frame::json(Kind::Document, header)).await?;
         for chunk in content.iter().flat_map(|part| frames::chunks(Kind::Data, part)) {
             self.requests.feed(chunk).await?;
         }
         self.requests.send(Frame::empty(Kind::Set)).await?;
 
-        let mut pdf = BytesMut::new();
+        let (mut pdf, mut trace) = (BytesMut::new(), BytesMut::new());
         loop {
             let frame = tokio::select! {
                 frame = self.answers.next() => frame.unwrap_or_else(|| Err(io::ErrorKind::UnexpectedEof.into()))?,
@@ -422,7 +423,8 @@ impl Press {
             };
             match frame.kind {
                 Kind::Pdf => pdf.extend_from_slice(&frame.payload),
-                _ => return Ok((expect(&frame, Kind::Verdict)?.parse()?, pdf.freeze())),
+                Kind::Trace => trace.extend_from_slice(&frame.payload),
+                _ => return Ok((expect(&frame, Kind::Verdict)?.parse()?, pdf.freeze(), trace.freeze())),
             }
         }
     }
@@ -433,7 +435,7 @@ impl Press {
             let frame = self.next_frame().await?;
             match frame.kind {
                 // Of a document that was given up.
-                Kind::Pdf | Kind::Verdict => {}
+                Kind::Pdf | Kind::Trace | Kind::Verdict => {}
                 _ => return expect(&frame, Kind::InvocationEnded)?.parse(),
             }
         }

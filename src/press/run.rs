@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsFd;
 use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use nix::errno::Errno;
@@ -14,9 +14,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 
-use super::frames::{self, Answer, Frame, FrameReader, Header, Kind, Read};
+use super::frames::{self, Answer, Frame, FrameReader, FrameWriter, Header, Kind, Read};
 use super::sandbox::RunFilters;
 use crate::os;
+use crate::typeset::trace::Recording;
 use crate::typeset::{self, Document, SetError, Typesetter, pool, redaction};
 
 /// Exit codes, which the press tells apart from what a document does to its run.
@@ -25,6 +26,9 @@ const EXIT_PIPE_BROKEN: i32 = 81;
 const EXIT_PANICKED: i32 = 82;
 /// It has said of a document that Typst panicked, which is all there is to say of it.
 pub(super) const EXIT_AFTER_PANIC: i32 = 84;
+
+/// What a trace takes at most to be written, with some to spare: it is half a million events.
+const TIME_FOR_A_TRACE: Duration = Duration::from_secs(2);
 
 /// Serves requests from stdin until it ends, then ends this process.
 ///
@@ -71,9 +75,11 @@ fn serve(typesetter: &Typesetter, most_threads: usize, filters: &RunFilters, sam
         frames::write(&answers, Frame::empty(Kind::Begun))?;
         let begun = Instant::now();
         limit_memory(header.memory_limit_bytes)?;
-        let threads = header.threads;
+        let (threads, slower_than, time_limit) = (header.threads, header.trace_slower_than, header.time_limit);
         let document = document(header, data)?;
         let data = document.data.clone();
+        let template = document.template.clone();
+        let recording = slower_than.map(|_| Recording::begin());
         let set = panic::catch_unwind(AssertUnwindSafe(|| {
             set_while_listening(typesetter, document, threads, most_threads, &mut requests, &done)
         }));
@@ -97,6 +103,12 @@ fn serve(typesetter: &Typesetter, most_threads: usize, filters: &RunFilters, sam
         for chunk in frames::chunks(Kind::Pdf, &Bytes::from(pdf)) {
             frames::write(&answers, chunk)?;
         }
+        if let (Some(recording), Answer::Set { typesetting, .. }) = (recording, &answer)
+            && slower_than.is_some_and(|slower_than| *typesetting > slower_than)
+            && has_time_for_a_trace(*typesetting, time_limit)
+        {
+            recording.export(typesetter, &template, FrameWriter { pipe: &answers, kind: Kind::Trace })?;
+        }
         frames::write(&answers, Frame::json(Kind::Verdict, &answer))?;
         if panicked {
             // It may have left a lock of Typst's poisoned. Another run costs half a millisecond.
@@ -105,6 +117,12 @@ fn serve(typesetter: &Typesetter, most_threads: usize, filters: &RunFilters, sam
         typeset::forget_older_documents();
     }
     Ok(EXIT_DONE)
+}
+
+/// Whether a document's trace can be written before its time is over. A document that is set must
+/// not fail for that.
+fn has_time_for_a_trace(typesetting: Duration, time_limit: Duration) -> bool {
+    time_limit.saturating_sub(typesetting) > typesetting.min(TIME_FOR_A_TRACE)
 }
 
 /// Takes apart what has arrived for a document: its data, and behind these its files.
@@ -228,4 +246,17 @@ fn panic_message(panic: &(dyn Any + Send)) -> String {
         .map(|message| (*message).to_owned())
         .or_else(|| panic.downcast_ref::<String>().cloned())
         .unwrap_or_else(|| "a panic without a message".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_document_that_is_set_never_runs_out_of_time_for_its_trace() {
+        let has_time =
+            |took_ms, limit_ms| has_time_for_a_trace(Duration::from_millis(took_ms), Duration::from_millis(limit_ms));
+        assert!(has_time(27_000, 30_000) && !has_time(28_500, 30_000) && !has_time(31_000, 30_000));
+        assert!(has_time(400, 1_000) && !has_time(600, 1_000), "as long again where less is granted");
+    }
 }

@@ -15,6 +15,7 @@ pub mod redaction;
 mod schema;
 mod template_error;
 mod templates;
+pub mod trace;
 mod world;
 
 use std::collections::BTreeMap;

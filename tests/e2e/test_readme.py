@@ -20,6 +20,7 @@ from event_source import EventSource, count, new_queue, queue_with_dead_letters,
 RUN = {
     "cargo run --release --example local -- events/batch.json": r"out/.*\.pdf$",
     "cargo run --release --example local -- --template invoice templates/invoice/sample.json": r"out/.*\.pdf$",
+    "cargo run --release --example local -- --trace traces events/batch.json": r"out/.*\.pdf$",
 }
 # In a copy of the templates, since the first makes one.
 RUN_IN_A_COPY = [

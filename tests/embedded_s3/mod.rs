@@ -137,6 +137,10 @@ impl EmbeddedS3 {
         self.store.buckets.lock().unwrap().get_mut(bucket).unwrap().clear();
     }
 
+    pub fn remove(&self, bucket: &str, key: &str) -> Option<Object> {
+        self.store.buckets.lock().unwrap().get_mut(bucket)?.remove(key)
+    }
+
     /// Answers the next requests with these faults, one each.
     pub fn answer_next_with(&self, faults: impl IntoIterator<Item = Fault>) {
         self.answer_next("", faults);

@@ -46,6 +46,7 @@ pub fn config(workers: usize) -> Config {
         cores: 2,
         most_data_bytes: 1024 * 1024,
         most_render_time: None,
+        trace_slower_than: None,
         memory_bytes: None,
         failed_queue_url: None,
         done_queue_url: None,
@@ -96,12 +97,16 @@ impl Stage {
 
     /// With so much memory left for runs when function and presses have theirs.
     pub async fn with_memory(workers: usize, megabytes_for_runs: u64) -> Self {
+        Self::with(Self::config_with_memory(workers, megabytes_for_runs).await).await
+    }
+
+    /// The same to start a function with.
+    pub async fn config_with_memory(workers: usize, megabytes_for_runs: u64) -> Config {
         let probe = Self::with_presses(workers).await;
         let processes = probe.function.press_ids().chain([std::process::id()]);
         let needed: u64 = processes.map(processes::resident_bytes).sum();
         drop(probe);
-        Self::with(Config { memory_bytes: Some(needed * 3 / 2 + megabytes_for_runs * 1_000_000), ..config(workers) })
-            .await
+        Config { memory_bytes: Some(needed * 3 / 2 + megabytes_for_runs * 1_000_000), ..config(workers) }
     }
 
     /// Gives the function an event; the ids of the records that failed come back.

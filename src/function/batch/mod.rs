@@ -43,6 +43,8 @@ pub struct Workshop<'a> {
     pub surroundings: Surroundings<'a>,
     /// How many threads all documents together may have.
     pub cores: usize,
+    /// Documents that take longer to set are traced, if any are.
+    pub trace_slower_than: Option<Duration>,
     pub limits: Limits,
 }
 
@@ -55,6 +57,7 @@ struct Document<'a> {
     files: Vec<Bytes>,
     /// To write its key.
     turn: Option<Turn>,
+    trace_slower_than: Option<Duration>,
 }
 
 /// A document that waits for a press.
@@ -86,7 +89,18 @@ struct Typeset {
     warnings: Vec<Diagnostic>,
     typesetting: Duration,
     pdf: Bytes,
+    /// Empty if there is none.
+    trace: Bytes,
     /// Makes room for another PDF when it is dropped.
+    _room: OwnedSemaphorePermit,
+}
+
+/// A document that took longer than `TRACE_SLOWER_THAN_MS`. Its PDF is stored, its trace is not.
+struct Slow {
+    job: Job,
+    typesetting: Duration,
+    trace: Bytes,
+    _turn: Option<Turn>,
     _room: OwnedSemaphorePermit,
 }
 
@@ -189,12 +203,14 @@ impl<'a> Batch<'a> {
     /// Decides a record's verdict, when its PDF is stored if there is one. Gives back the records
     /// that come after it in its chain, if they can go on.
     async fn conclude(&self, index: usize, setting: Setting<'a>, rest: Chain) -> Option<Chain> {
-        let decision = match setting {
+        let (decision, slow) = match setting {
             Setting::Set(document, typeset) => Box::pin(self.store(document, typeset)).await,
-            Setting::Decided(decision) => decision,
+            Setting::Decided(decision) => (decision, None),
             Setting::NeedsMoreMemory(mut document) => {
                 // Others that write the same key would wait for it, and it waits for all others.
                 document.turn = None;
+                // Nor is it to fail for the memory that its trace takes.
+                document.trace_slower_than = None;
                 self.set_aside.borrow_mut().push(SetAside { index, document, rest });
                 return None;
             }
@@ -202,6 +218,9 @@ impl<'a> Batch<'a> {
         let verdict = Box::pin(self.settle(index, decision)).await;
         let is_settled = verdict.is_settled();
         self.decide(index, verdict);
+        if let Some(slow) = slow {
+            Box::pin(self.store_trace(slow)).await;
+        }
         if !is_settled {
             self.stop(index, rest);
             return None;
@@ -244,7 +263,9 @@ impl<'a> Batch<'a> {
             }
         };
         let (answer, answered) = oneshot::channel();
-        let queued = Queued { document: Document { record, account, job, files, turn }, since: Instant::now(), answer };
+        let trace_slower_than = self.workshop.trace_slower_than;
+        let document = Document { record, account, job, files, turn, trace_slower_than };
+        let queued = Queued { document, since: Instant::now(), answer };
         let waits = to_press.is_some_and(|press| press.send(queued).is_ok());
         debug_assert!(waits, "presses wait as long as documents can be sent to them");
         answered.await.expect("a press answers for every document")

@@ -58,7 +58,8 @@ impl<'a> Batch<'a> {
             let limits = &self.workshop.limits;
             let time = limits.time(self.shares.others_wait() || !self.set_aside.borrow().is_empty());
             let memory = limits.memory(presses, self.held_bytes.get());
-            let memory = MemoryLimit { is_whole_budget: memory.is_whole_budget && room.is_fresh(), ..memory };
+            let has_all_of_it = room.is_fresh() && document.trace_slower_than.is_none();
+            let memory = MemoryLimit { is_whole_budget: memory.is_whole_budget && has_all_of_it, ..memory };
             let header = Header {
                 template: job.template.clone(),
                 ident: record.message_id.clone(),
@@ -67,15 +68,16 @@ impl<'a> Batch<'a> {
                 threads: *threads.borrow_and_update(),
                 time_limit: time.time,
                 memory_limit_bytes: memory.bytes,
+                trace_slower_than: document.trace_slower_than,
             };
             let was_fresh = room.is_fresh();
             lost = match room.set(&header, &content, &mut threads).await {
-                Ok(Outcome::Answered(Answer::Set { pages, warnings, typesetting }, pdf)) => {
-                    self.held_bytes.update(|held| held + pdf.len());
-                    let typeset = Typeset { pages, warnings, typesetting, pdf, _room: room_for_pdf };
+                Ok(Outcome::Answered(Answer::Set { pages, warnings, typesetting }, pdf, trace)) => {
+                    self.held_bytes.update(|held| held + pdf.len() + trace.len());
+                    let typeset = Typeset { pages, warnings, typesetting, pdf, trace, _room: room_for_pdf };
                     return Setting::Set(document, typeset);
                 }
-                Ok(Outcome::Answered(answer, _)) => {
+                Ok(Outcome::Answered(answer, ..)) => {
                     log_last_words(&answer);
                     match not_set(answer, was_fresh, time, memory) {
                         NotSet::TryAgain(failure) => failure,

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::time::Instant;
 
-use super::{Batch, Decision, Document, Typeset};
+use super::{Batch, Decision, Document, Slow, Typeset};
 use crate::function::records::Record;
 use crate::function::verdict::{ErrorCode, Failure, Stored, Verdict};
 use crate::queues::{Announcement, FailedMessage};
@@ -76,10 +76,11 @@ impl Batch<'_> {
         Verdict::PermanentFailure(failure)
     }
 
-    pub(super) async fn store(&self, document: Document<'_>, typeset: Typeset) -> Decision {
+    /// Stores a document's PDF. If it was slow, its trace can be stored after it.
+    pub(super) async fn store(&self, document: Document<'_>, typeset: Typeset) -> (Decision, Option<Slow>) {
         let _turn = self.uploads.acquire().await.expect("the semaphore is never closed");
-        let Document { account, job, turn: _turn, .. } = document;
-        let Typeset { pages, warnings, typesetting, pdf, _room } = typeset;
+        let Document { account, job, turn, trace_slower_than, .. } = document;
+        let Typeset { pages, warnings, typesetting, pdf, trace, _room: room } = typeset;
         let bytes = pdf.len();
         let began = Instant::now();
         let stored = self.workshop.storage.store(&job, pages, pdf, self.workshop.limits.time_of_a_try()).await;
@@ -89,7 +90,35 @@ impl Batch<'_> {
             Ok(object) => Verdict::Stored(Stored::now(job.key.clone(), object, warnings, typesetting)),
             Err(error) => self.not_stored(&error),
         };
-        Decision::of(&job, verdict)
+        let decision = Decision::of(&job, verdict);
+        let is_slow = trace_slower_than.is_some_and(|slower_than| typesetting > slower_than);
+        if is_slow && matches!(decision.verdict, Verdict::Stored(_)) {
+            return (decision, Some(Slow { job, typesetting, trace, _turn: turn, _room: room }));
+        }
+        self.held_bytes.update(|held| held - trace.len());
+        (decision, None)
+    }
+
+    /// Stores the trace of a slow document, and says where it is. The record has its verdict, which
+    /// this does not change.
+    pub(super) async fn store_trace(&self, slow: Slow) {
+        let Slow { job, typesetting, trace, _turn, _room } = slow;
+        let milliseconds = typesetting.as_secs_f64() * 1000.0;
+        if trace.is_empty() {
+            let reason = "it had too little of its time left";
+            tracing::warn!(milliseconds, reason, "slow, and there is no trace of it");
+            return;
+        }
+        let _upload = self.uploads.acquire().await.expect("the semaphore is never closed");
+        let bytes = trace.len();
+        let stored = self.workshop.storage.store_trace(&job, trace, self.workshop.limits.time_of_a_try()).await;
+        self.held_bytes.update(|held| held - bytes);
+        match stored {
+            Ok(trace) => tracing::info!(milliseconds, trace, "slow"),
+            Err(reason) => {
+                tracing::warn!(milliseconds, reason, "slow, and its trace could not be stored");
+            }
+        }
     }
 
     pub(super) fn not_stored(&self, error: &StoreError) -> Verdict {

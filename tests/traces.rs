@@ -1,0 +1,197 @@
+//! Where the time of a slow document went: its trace lies beside its PDF, and no document is worse
+//! off for that.
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
+use std::time::Duration;
+
+use flate2::read::GzDecoder;
+use pressrun::config::Config;
+use serde_json::{Value, json};
+use support::embedded_s3::Fault;
+use support::{OUTPUT, Stage, config, letter, letter_to, log, received, record, run};
+
+/// What is longer than any document takes.
+const NEVER: Duration = Duration::from_hours(1);
+
+fn tracing(slower_than: Duration) -> Config {
+    Config { trace_slower_than: Some(slower_than), ..config(1) }
+}
+
+/// A function to which every document is slow.
+async fn stage() -> Stage {
+    Stage::with(tracing(Duration::ZERO)).await
+}
+
+/// The trace's JSON, of a message that did not choose its key.
+fn json_of_trace(stage: &Stage, template: &str, message_id: &str) -> Option<String> {
+    let object = stage.s3.object(OUTPUT, &format!("{template}/{message_id}.pdf.trace.json.gz"))?;
+    let mut json = String::new();
+    GzDecoder::new(&object.body[..]).read_to_string(&mut json).unwrap();
+    Some(json)
+}
+
+/// The trace's events, each of which has begun and ended.
+fn events(stage: &Stage, template: &str, message_id: &str) -> Vec<Value> {
+    let events: Vec<Value> = serde_json::from_str(&json_of_trace(stage, template, message_id).unwrap()).unwrap();
+    let mut open: BTreeMap<u64, Vec<&str>> = BTreeMap::new();
+    for event in &events {
+        let thread = open.entry(event["tid"].as_u64().unwrap()).or_default();
+        let name = event["name"].as_str().unwrap();
+        match event["ph"].as_str() {
+            Some("B") => thread.push(name),
+            Some("E") => assert_eq!(thread.pop(), Some(name)),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(open.values().all(Vec::is_empty), "{open:?}");
+    events
+}
+
+/// The files that events have happened in.
+fn files(events: &[Value]) -> BTreeSet<&str> {
+    events.iter().filter_map(|event| event["args"]["file"].as_str()).filter(|file| *file != "unknown").collect()
+}
+
+#[test]
+fn a_slow_documents_trace_lies_beside_its_pdf() {
+    run(async {
+        let mut stage = stage().await;
+        assert_eq!(stage.handle(vec![letter("a")]).await, [""; 0]);
+        assert_eq!(stage.s3.requests(), ["PUT output/letter/a.pdf", "PUT output/letter/a.pdf.trace.json.gz"]);
+        assert!(stage.pdf("letter", "a").is_some());
+        let trace = stage.s3.object(OUTPUT, "letter/a.pdf.trace.json.gz").unwrap();
+        assert_eq!(trace.content_type.as_deref(), Some("application/gzip"));
+        assert_eq!((trace.metadata["message-id"].as_str(), trace.metadata["template"].as_str()), ("a", "letter"));
+
+        let events = events(&stage, "letter", "a");
+        assert_eq!(files(&events), BTreeSet::from(["letter/main.typ"]));
+        let lorem = json!({"file": "letter/main.typ", "line": 5});
+        assert!(events.iter().any(|event| event["name"] == "func call" && event["args"] == lorem));
+        let said = log::take("slow");
+        assert_eq!(said.len(), 1, "{said:?}");
+        for part in ["INFO", "message_id=\"a\"", "template=\"letter\"", "milliseconds=", "letter/a.pdf.trace.json.gz"] {
+            assert!(said[0].contains(part), "{part}: {}", said[0]);
+        }
+    });
+}
+
+#[test]
+fn a_trace_has_no_value_of_the_data() {
+    run(async {
+        let mut stage = stage().await;
+        assert_eq!(stage.handle(vec![record("a", "letter", json!({"to": "Zaphod Beeblebrox"}))]).await, [""; 0]);
+        let json = json_of_trace(&stage, "letter", "a").unwrap();
+        assert!(json.contains("letter/main.typ"));
+        assert!(!json.contains("Zaphod") && !json.contains("Beeblebrox"), "{json}");
+    });
+}
+
+#[test]
+fn a_fast_document_leaves_none() {
+    run(async {
+        for config in [config(1), tracing(NEVER)] {
+            let mut stage = Stage::with(config).await;
+            assert_eq!(stage.handle(vec![letter("a")]).await, [""; 0]);
+            assert_eq!(stage.s3.keys(OUTPUT), ["letter/a.pdf"]);
+            assert_eq!(log::take("slow"), [""; 0]);
+        }
+    });
+}
+
+#[test]
+fn the_same_bytes_come_out_with_and_without_a_trace() {
+    run(async {
+        let mut traced = stage().await;
+        let mut plain = Stage::with_presses(1).await;
+        let long = || record("a", "long", json!({"sections": 12, "paragraphs": 3}));
+        assert_eq!(traced.handle(vec![long()]).await, plain.handle(vec![long()]).await);
+        assert_eq!(traced.pdf("long", "a").unwrap(), plain.pdf("long", "a").unwrap());
+    });
+}
+
+#[test]
+fn a_trace_has_nothing_of_the_documents_before() {
+    run(async {
+        let mut stage = stage().await;
+        // In one press, and so in one run but for what comes after the panic.
+        let failed = stage
+            .handle(vec![
+                record("long", "long", json!({"sections": 3, "paragraphs": 3})),
+                letter("after-long"),
+                record("bad", "broken-at-line-3", json!({"broken": true})),
+                letter("after-bad"),
+                record("panics", "panic", json!({"rows": i64::MAX})),
+                letter("after-panic"),
+            ])
+            .await;
+        assert!(failed.contains(&"bad".to_owned()) && failed.contains(&"panics".to_owned()), "{failed:?}");
+        assert_eq!(files(&events(&stage, "long", "long")), BTreeSet::from(["long/main.typ"]));
+        for id in ["after-long", "after-bad", "after-panic"] {
+            assert_eq!(files(&events(&stage, "letter", id)), BTreeSet::from(["letter/main.typ"]), "{id}");
+        }
+        assert_eq!(stage.s3.keys(OUTPUT).len(), 8, "failed documents have neither");
+    });
+}
+
+#[test]
+fn however_many_events_there_are_a_trace_is_bounded_and_whole() {
+    run(async {
+        // More than twice the memory would not do for all of them.
+        let config = Stage::config_with_memory(1, 200).await;
+        let mut stage = Stage::with(Config { trace_slower_than: Some(Duration::ZERO), ..config }).await;
+        let calls = record("a", "calls", json!({"calls": 1_500_000, "megabytes": 0}));
+        assert_eq!(stage.handle(vec![calls]).await, [""; 0]);
+        let events = events(&stage, "calls", "a");
+        // Scopes that were open at the end have been closed.
+        assert!((524_288..524_388).contains(&events.len()), "{}", events.len());
+        let bytes = stage.s3.object(OUTPUT, "calls/a.pdf.trace.json.gz").unwrap().body.len();
+        assert!(bytes < 8_000_000, "{bytes} bytes");
+    });
+}
+
+#[test]
+fn a_document_does_not_fail_for_the_memory_of_its_trace() {
+    run(async {
+        let config = Stage::config_with_memory(1, 126).await;
+        let mut stage = Stage::with(Config { trace_slower_than: Some(Duration::ZERO), ..config }).await;
+        let large = |id: &str, calls| record(id, "calls", json!({"calls": calls, "megabytes": 60}));
+        assert_eq!(stage.handle(vec![large("few", 1), large("many", 300_000)]).await, [""; 0]);
+        assert!(stage.pdf("calls", "few").is_some() && stage.pdf("calls", "many").is_some());
+        assert!(json_of_trace(&stage, "calls", "few").is_some());
+        assert_eq!(json_of_trace(&stage, "calls", "many"), None, "set once more, without");
+    });
+}
+
+#[test]
+fn a_document_is_stored_whatever_becomes_of_its_trace() {
+    run(async {
+        let mut stage = stage().await;
+        let long_key = format!("{}.pdf", "k".repeat(1020));
+        for fault in [Fault::AccessDenied, Fault::InternalError, Fault::NoSuchBucket] {
+            stage.s3.answer_all(".trace.json.gz", Some(fault));
+            assert_eq!(stage.handle(vec![letter("a")]).await, [""; 0], "{fault:?}");
+            assert!(stage.pdf("letter", "a").is_some());
+            let said = log::take("slow, and its trace could not be stored");
+            assert!(said.len() == 1 && said[0].contains("WARN") && said[0].contains("reason="), "{said:?}");
+        }
+        stage.s3.answer_all(".trace.json.gz", None);
+        // With its suffix it is longer than S3 allows.
+        assert_eq!(stage.handle(vec![letter_to("b", &long_key)]).await, [""; 0]);
+        assert_eq!(log::take("slow, and its trace could not be stored").len(), 1);
+        assert_eq!(stage.s3.keys(OUTPUT), [long_key, "letter/a.pdf".to_owned()]);
+    });
+}
+
+#[test]
+fn what_is_not_set_is_not_traced() {
+    run(async {
+        let mut stage = stage().await;
+        stage.handle(vec![letter("a")]).await;
+        stage.s3.remove(OUTPUT, "letter/a.pdf.trace.json.gz");
+        assert_eq!(stage.handle(vec![received(2, letter("a"))]).await, [""; 0]);
+        assert_eq!(stage.s3.keys(OUTPUT), ["letter/a.pdf"]);
+    });
+}
