@@ -44,7 +44,7 @@ aws sqs delete-message --queue-url "$DEAD_LETTER_QUEUE_URL" --receipt-handle "$(
 OPERATE = {
     "": ["LogGroup", ""],
     "DeadLetterAlarm": [
-        r"m-\S+\tUnknownTemplate\tthere is no template",
+        r'^\["\S+","\S+","UnknownTemplate","',
         '"permanent failure","code":"UnknownTemplate"',
     ],
     "BacklogAlarm": ["ApproximateNumberOfMessagesNotVisible", r"^\d.*\tletter\t", "Enabled"],
