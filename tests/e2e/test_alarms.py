@@ -219,15 +219,15 @@ def test_a_document_that_needs_nearly_all_memory(start: StartFunction):
 
 @moves("RunsKilledAlarm")
 @pytest.mark.parametrize(
-    ("body", "metric"),
+    ("body", "render_ms", "metric"),
     [
-        (message("endless", {"endless": True}), "RunsKilledForTime"),
-        (message("overflow", {"depth": 300_000}), "RunsCrashed"),
+        (message("endless", {"endless": True}), "500", "RunsKilledForTime"),
+        (message("overflow", {"depth": 300_000}), "10000", "RunsCrashed"),
     ],
     ids=["endless", "overflow"],
 )
-def test_runs_that_are_killed_too_often(start: StartFunction, body: str, metric: str):
-    emulator = start(MAX_RENDER_MS="500")
+def test_runs_that_are_killed_too_often(start: StartFunction, body: str, render_ms: str, metric: str):
+    emulator = start(MAX_RENDER_MS=render_ms)
     assert len(failures(emulator.invoke(batch_of(body, times=5)))) == 5
     assert going_off(told_by(emulator)) == set(), "five are borne"
     assert len(failures(emulator.invoke(batch_of(body)))) == 1

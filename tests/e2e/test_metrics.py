@@ -77,17 +77,22 @@ def stage(binary: Path, templates: Path, moto: str, tmp_path_factory: pytest.Tem
 def lines(stage: Stage) -> list[dict]:
     """What functions have told to which everything happens that can."""
     log = good_bad_and_killing(stage) + s3_and_sqs_that_fail(stage) + killed_from_outside(stage) + out_of_time(stage)
-    return metric_lines(log)
+    lines = metric_lines(log)
+    assert lines, "they have told something"
+    return lines
 
 
 def good_bad_and_killing(stage: Stage) -> list[str]:
-    with stage.function(MAX_RENDER_MS="500") as emulator:
+    *overflow_and_greedy, endless = KILLING
+    with stage.function() as emulator:
         good = [message("invoice", invoice(number)) for number in range(3)]
-        bodies = [*good, *FAILING, *KILLING, message("letter", letter(1), key="taken.pdf")]
+        bodies = [*good, *FAILING, *overflow_and_greedy, message("letter", letter(1), key="taken.pdf")]
         emulator.invoke(event(*(record(f"m-{number}", body) for number, body in enumerate(bodies))))
         taken = message("letter", letter(2), key="taken.pdf", if_exists="fail")
         emulator.invoke(event(record("taken", taken)))
-    return emulator.log_lines()
+    with stage.function(MAX_RENDER_MS="500") as impatient:
+        impatient.invoke(event(record("endless", endless)))
+    return emulator.log_lines() + impatient.log_lines()
 
 
 def s3_and_sqs_that_fail(stage: Stage) -> list[str]:
@@ -178,6 +183,7 @@ def expect_within_limits(line: dict) -> None:
         lambda line: line["_aws"]["CloudWatchMetrics"][0]["Metrics"][0].update(Unit="Milesconds"),
         lambda line: line["_aws"]["CloudWatchMetrics"][0]["Metrics"][0].pop("Name"),
     ],
+    ids=["no metadata", "no time", "no dimensions", "no such unit", "no name"],
 )
 def test_the_schema_finds_what_is_wrong(lines: list[dict], spoil: Callable[[dict], object]):
     spoilt = json.loads(json.dumps(lines[0]))

@@ -179,7 +179,7 @@ def test_the_commands_of_operate_lead_from_each_alarm_to_its_cause(
     bodies = [message("lettre", {}), message("endless", {"endless": True}), message("letter", letter(1))]
     bodies += [message("letter", letter(2), key="throttled"), message("greedy", {"megabytes": None})]
     ids = send_all(sqs, queue, [{"MessageBody": body} for body in bodies])
-    variables = {"FAILED_QUEUE_URL": dead, "MAX_RENDER_MS": "500", "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "512"}
+    variables = {"FAILED_QUEUE_URL": dead, "MAX_RENDER_MS": "5000", "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "512"}
     with FaultyS3(moto, lambda method, path: Fault(status=503) if "throttled" in path else NO_FAULT) as proxy:
         emulator = start_function(AWS_LAMBDA_LOG_FORMAT="JSON", AWS_ENDPOINT_URL_S3=proxy.endpoint, **variables)
         assert EventSource(sqs, queue, emulator.invoke).poll() == len(bodies)
