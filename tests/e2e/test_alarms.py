@@ -69,7 +69,8 @@ def test_the_queues_and_the_function_are_those_of_the_template():
 @pytest.fixture
 def start(start_function: StartFunction) -> StartFunction:
     """Starts functions that metrics know by name."""
-    return lambda **environment: start_function(AWS_LAMBDA_FUNCTION_NAME=FUNCTION, **environment)
+    known = {"AWS_LAMBDA_FUNCTION_NAME": FUNCTION, "AWS_LAMBDA_LOG_FORMAT": "JSON"}
+    return lambda **environment: start_function(**known, **environment)
 
 
 def told_by(emulator: Emulator) -> list[Datum]:
