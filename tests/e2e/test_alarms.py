@@ -11,7 +11,7 @@ import pytest
 import census
 from cloudwatch import MINUTE, NAMESPACE, Alarm, Datum, alarms, data, datum, metric_lines, resources, template
 from conftest import StartFunction
-from documents import REPOSITORY, event, failures, invoice, letter, message, record
+from documents import NEARLY_ALL_OF_1024_MB, REPOSITORY, event, failures, invoice, letter, message, record
 from emulator import Emulator, InvocationFailed
 from event_source import EventSource, new_queue, number_of, send_all
 from faulty_s3 import NO_FAULT, Fault, FaultyS3
@@ -210,11 +210,11 @@ def test_a_press_that_has_more_memory_than_before(start: StartFunction):
 
 
 @moves("MemoryAlarm")
-def test_a_document_that_needs_nearly_all_memory(start: StartFunction):
-    emulator = start(AWS_LAMBDA_FUNCTION_MEMORY_SIZE="512")
-    emulator.invoke(good_batch())
+def test_a_document_that_just_fits(start: StartFunction):
+    emulator = start(timeout_seconds=300, AWS_LAMBDA_FUNCTION_MEMORY_SIZE="1024", WORKERS="1")
+    assert failures(emulator.invoke(good_batch())) == []
     assert going_off(told_by(emulator)) == set()
-    assert failures(emulator.invoke(batch_of(message("greedy", {"megabytes": None})))) == ["m-0"]
+    assert failures(emulator.invoke(batch_of(NEARLY_ALL_OF_1024_MB))) == []
     assert going_off(told_by(emulator)) == {"MemoryAlarm"}
 
 

@@ -206,8 +206,8 @@ def test_every_metric_is_told_with_a_unit_and_has_moved(lines: list[dict]):
         for name in units
         if not any(value for item in data(lines) if item.metric.name == name for value in item.values)
     }
-    # What is planted by test_alarms.py, since it takes a press that grows.
-    assert still == {"CensusLeaks"}
+    # test_alarms.py makes that one move: it takes a press that grows.
+    assert still <= {"CensusLeaks"}
     assert {name for name in units if units[name] == "None"} == set()
 
 
