@@ -7,6 +7,8 @@ use std::str::FromStr;
 use std::thread;
 use std::time::Duration;
 
+use tracing::level_filters::LevelFilter;
+
 use crate::job;
 
 /// A vCPU's worth of memory, in MB.
@@ -53,6 +55,54 @@ pub struct Config {
     pub has_own_s3_endpoint: bool,
     /// The program that is started as a press. This one, whatever it is.
     pub press_program: PathBuf,
+    /// `AWS_LAMBDA_FUNCTION_NAME`, which Lambda sets: what metrics are told of. Default: `pressrun`.
+    pub function_name: String,
+}
+
+/// How to log, as Lambda's advanced logging controls say. Read before anything can be logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogSettings {
+    /// `AWS_LAMBDA_LOG_FORMAT`: `JSON`, or else text.
+    pub format: LogFormat,
+    /// `AWS_LAMBDA_LOG_LEVEL`, else `RUST_LOG`. Default, and whatever is no level: `INFO`.
+    pub level: LevelFilter,
+    /// The same as Lambda spells it.
+    pub level_name: &'static str,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// The levels that Lambda knows.
+/// Source: <https://docs.aws.amazon.com/lambda/latest/dg/monitoring-cloudwatchlogs-log-level.html>.
+const LOG_LEVELS: [(&str, LevelFilter); 6] = [
+    ("TRACE", LevelFilter::TRACE),
+    ("DEBUG", LevelFilter::DEBUG),
+    ("INFO", LevelFilter::INFO),
+    ("WARN", LevelFilter::WARN),
+    ("ERROR", LevelFilter::ERROR),
+    ("FATAL", LevelFilter::ERROR),
+];
+
+impl LogSettings {
+    /// Reads this process's environment.
+    #[must_use]
+    pub fn from_env() -> Self {
+        Self::from_variables(|name| env::var(name).ok())
+    }
+
+    /// Reads variables. Lambda sets the two that matter; there is no wrong value.
+    #[must_use]
+    pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Self {
+        let is_json = variable("AWS_LAMBDA_LOG_FORMAT").is_some_and(|format| format.eq_ignore_ascii_case("json"));
+        let asked = variable("AWS_LAMBDA_LOG_LEVEL").or_else(|| variable("RUST_LOG")).unwrap_or_default();
+        let known = LOG_LEVELS.into_iter().find(|(name, _)| name.eq_ignore_ascii_case(&asked));
+        let (level_name, level) = known.unwrap_or(("INFO", LevelFilter::INFO));
+        Self { format: if is_json { LogFormat::Json } else { LogFormat::Text }, level, level_name }
+    }
 }
 
 /// A variable that is missing or holds what it cannot.
@@ -102,6 +152,7 @@ impl Config {
                 .into_iter()
                 .any(|name| variable(name).is_some()),
             press_program: env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into()),
+            function_name: variable("AWS_LAMBDA_FUNCTION_NAME").unwrap_or_else(|| "pressrun".to_owned()),
         })
     }
 }
@@ -242,6 +293,23 @@ mod tests {
         }
         let missing = config(&[]).unwrap_err().to_string();
         assert!(missing.starts_with("OUTPUT_BUCKET is not set; it takes "), "{missing}");
+    }
+
+    #[test]
+    fn lambda_says_how_to_log() {
+        let settings = |variables: &[(&str, &str)]| {
+            LogSettings::from_variables(|name| {
+                variables.iter().find(|(given, _)| *given == name).map(|(_, value)| (*value).to_owned())
+            })
+        };
+        let text = LogFormat::Text;
+        assert_eq!(settings(&[]), LogSettings { format: text, level: LevelFilter::INFO, level_name: "INFO" });
+        let json = settings(&[("AWS_LAMBDA_LOG_FORMAT", "JSON"), ("AWS_LAMBDA_LOG_LEVEL", "FATAL")]);
+        assert_eq!(json, LogSettings { format: LogFormat::Json, level: LevelFilter::ERROR, level_name: "FATAL" });
+        let both = settings(&[("AWS_LAMBDA_LOG_LEVEL", "WARN"), ("RUST_LOG", "debug")]);
+        assert_eq!(both.level, LevelFilter::WARN);
+        assert_eq!(settings(&[("RUST_LOG", "debug")]).level, LevelFilter::DEBUG);
+        assert_eq!(settings(&[("RUST_LOG", "pressrun=loud")]).level, LevelFilter::INFO);
     }
 
     #[test]

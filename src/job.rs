@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
+use crate::json_error;
+
 /// S3's limit. Source: <https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html>.
 const MOST_KEY_BYTES: usize = 1024;
 /// S3's limit of user-defined metadata, names and values together.
@@ -81,8 +83,8 @@ pub struct Pointer {
 /// Why a message is refused. A retry would be refused too.
 #[derive(Debug, thiserror::Error)]
 pub enum JobError {
-    #[error("the message is not the JSON it should be: {0}")]
-    Malformed(#[source] serde_json::Error),
+    #[error("the message is not the JSON it should be: {}", json_error::without_value(.0))]
+    Malformed(serde_json::Error),
     #[error(
         "the body is a JSON array, but not a pointer as the SQS Extended Client Library writes it, \
          [\"{POINTER_CLASS}\", {{\"s3BucketName\": …, \"s3Key\": …}}]"

@@ -15,13 +15,16 @@
 //!
 //! The way down is `main` → [`function`] → [`press`] → [`typeset`]; [`job`] (the message
 //! contract), [`config`] (the environment), [`storage`] (S3), [`queues`] (SQS), [`aws`] (what
-//! those two have in common) and [`os`] (all `unsafe` there is) are leaves. Nothing imports what
+//! those two have in common), [`census`] (what processes hold), [`json_error`] and [`os`]
+//! (all `unsafe` there is) are leaves. Nothing imports what
 //! stands above it.
 
 pub mod aws;
+pub mod census;
 pub mod config;
 pub mod function;
 pub mod job;
+pub mod json_error;
 pub mod os;
 pub mod press;
 pub mod queues;

@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::RawFd;
@@ -70,6 +71,13 @@ pub fn fork(threads: &mut ThreadCount) -> io::Result<ForkResult> {
     // that moment. This process has a single thread, as just checked: no lock is held but by
     // the caller itself, and the child may do all that the parent may.
     unsafe { nix::unistd::fork() }.map_err(io::Error::from)
+}
+
+/// Gives this process, and so its main thread, the name by which ps(1), top(1) and a census show
+/// it: its role, where all have the same program.
+pub fn name_this_process(role: &CStr) {
+    // The only error is of a name that cannot be read.
+    let _ = nix::sys::prctl::set_name(role);
 }
 
 /// How a child process ended, and what it had used by then.

@@ -20,7 +20,7 @@ use crate::aws;
 use crate::config::Config;
 
 /// How many requests to SQS are under way at once, and so how many connections it keeps.
-const MOST_REQUESTS: usize = 8;
+pub const MOST_REQUESTS: usize = 8;
 /// SQS's limit of a message, its attributes included.
 /// Source: <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quotas-messages.html>.
 const MOST_MESSAGE_BYTES: usize = 1024 * 1024;

@@ -356,7 +356,7 @@ fn hints_that_only_a_command_line_could_follow_are_left_out() {
         assert!(
             failure
                 .message
-                .starts_with("note/main.typ:2:33: error: path `\"../../etc/passwd\"` would escape the project root"),
+                .starts_with("note/main.typ:2:33: error: path `\"<value of /text>\"` would escape the project root"),
             "{}",
             failure.message
         );

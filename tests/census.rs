@@ -58,7 +58,7 @@ fn an_invocation_leaves_nothing_behind() {
         let mut stage = Stage::with_presses(2).await;
         fill_connection_pools(&mut stage).await;
         let before = census(&stage);
-        assert!(before.presses.iter().all(|press| press.threads == ["pressrun"] && press.children == 1), "{before:?}");
+        assert!(before.presses.iter().all(|press| press.threads == ["press"] && press.children == 1), "{before:?}");
         let good = |count: usize| (0..count).map(|number| letter(&format!("good-{number}"))).collect::<Vec<_>>();
         let bad = || record("typst-error", "broken-at-line-3", json!({"broken": true}));
         let batches = [
@@ -166,7 +166,7 @@ fn a_press_has_one_thread_at_all_times() {
         let setting = stage.handle(vec![letter("a"), long("b"), letter("c"), long("d")]);
         let watching = async {
             loop {
-                assert_eq!(threads(press), ["pressrun"]);
+                assert_eq!(threads(press), ["press"]);
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };

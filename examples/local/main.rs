@@ -27,7 +27,7 @@ use pressrun::config::{Config, ConfigError};
 use pressrun::function::deadline::Deadline;
 use pressrun::function::records::{self, Record};
 use pressrun::function::verdict::Verdict;
-use pressrun::function::{Function, RecordVerdict};
+use pressrun::function::{Function, RecordVerdict, tell_census_on_request};
 use pressrun::job;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
@@ -42,6 +42,7 @@ The PDFs are left in out/. What messages name in INPUT_BUCKET is read from in/;
 with --template the message brings what lies in the template's files/.
 TEMPLATES_DIR, WORKERS, MEMORY_MB, MAX_RENDER_MS (here
 30000 unless set) and OUTPUT_PREFIX work as in the function.
+At SIGUSR1 it prints which processes hold what at this moment.
 
 Exit status: 0 all is well, 1 a document or a template failed, 2 nothing was done.";
 
@@ -83,7 +84,10 @@ async fn run() -> Result<ExitCode, Box<dyn Error>> {
         }
         ["new", name] => new_template::new_template(&config()?.templates_dir, name),
         ["new", ..] => Err(format!("new takes one name, that of the new template\n\n{USAGE}").into()),
-        _ => set(&arguments).await,
+        _ => tokio::select! {
+            done = set(&arguments) => done,
+            error = tell_census_on_request(|tasks, table| eprintln!("{tasks} tasks\n{table}")) => Err(error.into()),
+        },
     }
 }
 

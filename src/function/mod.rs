@@ -2,41 +2,51 @@
 //!
 //! [`records`] takes the event apart, [`chains`] says which of them wait for which, [`batch`]
 //! sets and stores, [`verdict`] is what becomes of each record, [`backoff`] when it comes back,
-//! [`deadline`], [`limits`] and [`shares`] how much time, memory and threads there are,
-//! [`runtime`] what Lambda calls. Imports everything else. Must never be true: that the handler
+//! [`deadline`], [`limits`] and [`shares`] how much time, memory and threads there are, [`leaks`]
+//! what is left that should not be, [`account`], [`logging`] and [`metrics`] who hears of all
+//! that, [`runtime`] what Lambda calls. Imports everything else. Must never be true: that the handler
 //! returns while something that it started goes on.
 
+mod account;
 mod backoff;
 mod batch;
 mod chains;
 pub mod deadline;
+mod leaks;
 pub mod limits;
+pub mod logging;
+pub mod metrics;
 pub mod records;
 mod runtime;
 mod shares;
 pub mod verdict;
 
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use aws_lambda_events::event::sqs::SqsBatchResponse;
 use futures_util::future::{join_all, try_join_all};
 use serde_json::Value;
+use tracing::Instrument;
 
 use crate::aws::Clients;
+use crate::census;
 use crate::config::Config;
 use crate::job::{Editions, Surroundings};
-use crate::press::room::{PressSettings, Room, StartError};
+use crate::press::room::{Happened, PressSettings, Room, StartError};
 use crate::press::sandbox::Level;
 use crate::queues::Queues;
 use crate::storage::Storage;
+use account::{Account, Audience};
 use batch::Workshop;
 use deadline::Deadline;
+use leaks::Census;
 use limits::Limits;
+use metrics::{Metrics, OfInvocation};
 use records::{EventError, Record};
 use verdict::{ErrorCode, Failure, Verdict};
 
-pub use runtime::main;
+pub use runtime::{main, tell_census_on_request};
 
 /// The function, warm: its presses run.
 pub struct Function {
@@ -47,6 +57,9 @@ pub struct Function {
     templates: Editions,
     /// What is left of the memory when the function and its presses have theirs.
     memory_for_runs: Option<u64>,
+    metrics: Metrics,
+    /// How long the presses took to be warm, until the first invocation has told it.
+    untold_init_time: Cell<Option<Duration>>,
 }
 
 /// Nobody waits longer for messages to be put off: their queue's own timeout does it too.
@@ -85,22 +98,31 @@ impl Function {
             level: Level::SeccompAndLandlock,
         };
         let began = Instant::now();
-        let started = try_join_all((0..config.workers).map(|number| Room::start(number, settings.clone()))).await?;
+        let started = try_join_all((1..=config.workers).map(|number| Room::start(number, settings.clone()))).await?;
         let (rooms, templates): (Vec<_>, Vec<_>) = started.into_iter().unzip();
         let templates = templates.into_iter().next().unwrap_or_default();
+        let init_time = began.elapsed();
         tracing::info!(
             presses = rooms.len(),
             templates = ?templates.keys().collect::<Vec<_>>(),
-            milliseconds = began.elapsed().as_millis(),
+            milliseconds = init_time.as_millis(),
             "warm"
         );
         let memory_for_runs = memory_for_runs(config.memory_bytes, &rooms)?;
         let clients = clients.into();
         let storage = Storage::new(clients.s3, &config);
         let queues = Queues::new(clients.sqs, &config);
-        let function = Self { config, storage, queues, rooms, templates, memory_for_runs };
+        let metrics = Metrics::NONE;
+        let untold_init_time = Cell::new(Some(init_time));
+        let function = Self { config, storage, queues, rooms, templates, memory_for_runs, metrics, untold_init_time };
         function.log_level();
         Ok(function)
+    }
+
+    /// The same function, whose metrics somebody hears.
+    #[must_use]
+    pub fn telling(self, metrics: Metrics) -> Self {
+        Self { metrics, ..self }
     }
 
     /// How far presses and runs are walled in.
@@ -132,7 +154,6 @@ impl Function {
     ) -> Result<SqsBatchResponse, EventError> {
         let mut response = SqsBatchResponse::default();
         for (record, verdict) in self.set_batch(records::parse(event)?, invocation).await {
-            log(&record, &verdict);
             if !verdict.is_settled() {
                 response.add_failure(record.message_id);
             }
@@ -148,12 +169,36 @@ impl Function {
         invocation: impl Into<Invocation<'_>>,
     ) -> Vec<RecordVerdict> {
         let invocation = invocation.into();
-        let deadline = invocation.deadline.less(self.config.deadline_margin);
-        let verdicts = RefCell::new(records.iter().map(|_| None).collect::<Vec<_>>());
+        // A span below the log's level would be left out, and what it says with it.
+        let span = tracing::error_span!("invocation", requestId = invocation.request_id);
+        self.set_batch_and_tell(records, invocation).instrument(span).await
+    }
+
+    async fn set_batch_and_tell(&mut self, records: Vec<Record>, invocation: Invocation<'_>) -> Vec<RecordVerdict> {
+        let before = Census::take(&self.rooms);
+        let accounts: Vec<Account> = records.iter().map(Account::open).collect();
+        self.set_all(&records, &accounts, invocation.deadline, invocation.request_id).await;
+        let verdicts = accounts.into_iter().map(|account| account.into_verdict().expect("every record is decided"));
+        let verdicts: Vec<RecordVerdict> = records.into_iter().zip(verdicts).collect();
+        put_off(&self.queues, &verdicts, invocation.deadline).await;
+        self.look_for_leaks(&before, verdicts.len(), invocation).await;
+        verdicts
+    }
+
+    /// Decides every record, in time.
+    async fn set_all(
+        &mut self,
+        records: &[Record],
+        accounts: &[Account],
+        deadline: Deadline,
+        request_id: Option<&str>,
+    ) {
+        let deadline = deadline.less(self.config.deadline_margin);
+        let audience = Audience { metrics: &self.metrics, request_id, templates: &self.templates };
         let workshop = Workshop {
             storage: &self.storage,
             queues: &self.queues,
-            request_id: invocation.request_id,
+            audience,
             surroundings: Surroundings {
                 templates: &self.templates,
                 output_prefix: &self.config.output_prefix,
@@ -162,18 +207,39 @@ impl Function {
             cores: self.config.cores,
             limits: Limits::new(deadline, self.config.most_render_time, self.memory_for_runs),
         };
-        let all = batch::set_all(&workshop, &mut self.rooms, &records, &verdicts);
+        let all = batch::set_all(&workshop, &mut self.rooms, records, accounts);
         let is_cut_short = deadline.cut_short(all).await.is_err();
-        let verdicts = verdicts.into_inner().into_iter().map(|verdict| verdict.unwrap_or_else(too_late));
-        let verdicts: Vec<RecordVerdict> = records.into_iter().zip(verdicts).collect();
-        let ending = async {
-            if is_cut_short {
-                tracing::error!("the deadline came before the batch was done");
-                join_all(self.rooms.iter_mut().map(Room::end_invocation)).await;
+        for (record, account) in records.iter().zip(accounts).filter(|(_, account)| !account.is_decided()) {
+            account.decide(record, too_late(), audience);
+        }
+        if is_cut_short {
+            tracing::error!("the deadline came before the batch was done");
+            join_all(self.rooms.iter_mut().map(Room::end_invocation)).await;
+        }
+    }
+
+    /// Compares what there is with what there was before the invocation, says what is more, and
+    /// replaces presses that have grown. Tells the invocation's metrics.
+    async fn look_for_leaks(&mut self, before: &Census, records: usize, invocation: Invocation<'_>) {
+        let (after, mut growth) = Census::take_after(before, &self.rooms).await;
+        for room in &mut self.rooms {
+            if growth.iter().any(|growth| growth.process == room.name()) {
+                room.replace().await;
             }
+        }
+        let happened: Vec<Happened> = self.rooms.iter_mut().map(Room::take_happened).collect();
+        growth.extend(happened.iter().flat_map(|happened| happened.growth_of_runs.iter().cloned()));
+        leaks::log(&growth);
+        let init_time = self.untold_init_time.take();
+        let of_invocation = OfInvocation {
+            request_id: invocation.request_id.map(str::to_owned),
+            cold_start: u64::from(init_time.is_some()).into(),
+            init_time,
+            records: (records as u64).into(),
+            census_leaks: (growth.len() as u64).into(),
+            ..OfInvocation::of(&after, &happened, self.config.memory_bytes)
         };
-        tokio::join!(ending, put_off(&self.queues, &verdicts, invocation.deadline));
-        verdicts
+        self.metrics.tell_invocation(&of_invocation);
     }
 
     /// Ends the presses and waits for them.
@@ -195,48 +261,15 @@ async fn put_off(queues: &Queues, verdicts: &[RecordVerdict], deadline: Deadline
 fn memory_for_runs(memory_bytes: Option<u64>, rooms: &[Room]) -> Result<Option<u64>, StartError> {
     let Some(memory_bytes) = memory_bytes else { return Ok(None) };
     let processes = rooms.iter().filter_map(Room::process_id).chain([std::process::id()]);
-    let resident: u64 = processes.map(resident_bytes).sum();
+    let resident: u64 = processes.map(census::resident_bytes).sum();
     match memory_bytes.checked_sub(resident + resident / 2) {
         Some(left) if left / rooms.len() as u64 >= LEAST_RUN_BYTES => Ok(Some(left)),
         _ => Err(StartError::Memory { memory_bytes, resident_bytes: resident, presses: rooms.len() }),
     }
 }
 
-/// The resident memory of a process; none when it is gone.
-fn resident_bytes(process: u32) -> u64 {
-    let statm = std::fs::read_to_string(format!("/proc/{process}/statm")).unwrap_or_default();
-    let pages = statm.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0);
-    pages * 4096
-}
-
 fn too_late() -> Verdict {
     let message = "the invocation's time was over before the record was done with; give the function more time or \
                    memory, or the queue smaller batches";
     Verdict::TransientFailure(Failure::new(ErrorCode::DeadlineReached, message))
-}
-
-/// One line a record.
-fn log(record: &Record, verdict: &Verdict) {
-    let message_id = &record.message_id;
-    match verdict {
-        Verdict::Stored(stored) => {
-            let milliseconds = stored.typesetting.as_secs_f64() * 1000.0;
-            for warning in &stored.warnings {
-                tracing::warn!(message_id, "{warning}");
-            }
-            let (key, pages, bytes) = (&stored.key, stored.pages, stored.bytes);
-            let what = if stored.was_there { "had been stored by an earlier delivery" } else { "stored" };
-            tracing::info!(message_id, key, pages, bytes, milliseconds, "{what}");
-        }
-        Verdict::Parked(failure) | Verdict::PermanentFailure(failure) => {
-            let is_parked = matches!(verdict, Verdict::Parked(_));
-            let diagnostics: Vec<_> = failure.diagnostics.iter().map(|diagnostic| &diagnostic.text).collect();
-            let (code, reason) = (failure.code.as_str(), &failure.message);
-            tracing::error!(message_id, code, reason, ?diagnostics, is_parked, "permanent failure");
-        }
-        Verdict::TransientFailure(failure) => {
-            let (code, reason) = (failure.code.as_str(), &failure.message);
-            tracing::warn!(message_id, code, reason, "transient failure");
-        }
-    }
 }

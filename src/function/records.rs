@@ -5,6 +5,8 @@ use std::collections::HashMap;
 use aws_lambda_events::event::sqs::{SqsMessage, SqsMessageAttribute};
 use serde_json::Value;
 
+use crate::json_error;
+
 /// An event that is not a batch of SQS records. Nothing has been started.
 #[derive(Debug, thiserror::Error)]
 pub enum EventError {
@@ -84,7 +86,9 @@ fn parse_record(index: usize, record: Value) -> Result<Record, EventError> {
             parsed.attributes = message.message_attributes;
             parsed.body = message.body.ok_or_else(|| "the record has no body".to_owned());
         }
-        Err(error) => parsed.body = Err(format!("the record is not as SQS writes it: {error}")),
+        Err(error) => {
+            parsed.body = Err(format!("the record is not as SQS writes it: {}", json_error::without_value(&error)));
+        }
     }
     Ok(parsed)
 }

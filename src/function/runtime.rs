@@ -1,25 +1,33 @@
 //! What Lambda calls: the process of the function, from init to the last event.
 
+use std::io;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use lambda_runtime::{Diagnostic, LambdaEvent, service_fn};
 use serde_json::Value;
+use tokio::runtime::Handle;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Mutex;
 
 use super::deadline::Deadline;
-use super::{Function, Invocation};
+use super::metrics::Metrics;
+use super::{Function, Invocation, logging};
 use crate::aws::Clients;
-use crate::config::{self, Config};
+use crate::census;
+use crate::config::{self, Config, LogSettings};
+use crate::os;
 
 /// Is the function until Lambda ends it.
 #[must_use]
 pub fn main() -> ExitCode {
-    lambda_runtime::tracing::init_default_subscriber();
+    os::name_this_process(c"function");
+    logging::start(LogSettings::from_env());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         // Name lookups block, on a thread of their own that would otherwise stay for 10 s.
         .thread_keep_alive(Duration::ZERO)
+        .thread_name("lookup")
         .build();
     let ran = match runtime {
         Ok(runtime) => runtime.block_on(run()),
@@ -41,8 +49,9 @@ async fn run() -> Result<(), lambda_runtime::Error> {
             .into());
     }
     let config = Config::from_env()?;
+    let metrics = Metrics::new(&config.function_name, LogSettings::from_env().level_name, io::stdout());
     let clients = Clients::from_env(config.has_own_s3_endpoint).await;
-    let function = &Mutex::new(Function::start(config, clients).await?);
+    let function = &Mutex::new(Function::start(config, clients).await?.telling(metrics));
     let handler = move |event: LambdaEvent<Value>| async move {
         let deadline = Deadline::from_lambda(event.context.deadline());
         let invocation = Invocation { deadline, request_id: Some(&event.context.request_id) };
@@ -53,5 +62,25 @@ async fn run() -> Result<(), lambda_runtime::Error> {
             .await
             .map_err(|error| Diagnostic { error_type: "EventError".to_owned(), error_message: error.to_string() })
     };
-    lambda_runtime::run(service_fn(handler)).await
+    tokio::select! {
+        ran = lambda_runtime::run(service_fn(handler)) => ran,
+        error = tell_census_on_request(|tasks, table| tracing::info!(tasks, "a census was asked for\n{table}")) => {
+            Err(error.into())
+        }
+    }
+}
+
+/// Tells a census of this process and all below it at each SIGUSR1, also while work is under way.
+/// Nobody can send one on Lambda itself; on a machine of one's own it shows who holds what.
+///
+/// Returns only when the signal cannot be listened to.
+pub async fn tell_census_on_request(tell: impl Fn(usize, &str)) -> io::Error {
+    let mut requests = match signal(SignalKind::user_defined1()) {
+        Ok(requests) => requests,
+        Err(error) => return error,
+    };
+    loop {
+        requests.recv().await;
+        tell(Handle::current().metrics().num_alive_tasks(), &census::table_of_this_process());
+    }
 }

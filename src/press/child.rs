@@ -135,6 +135,7 @@ fn become_run(press: Pid, requests: &OwnedFd, answers: &OwnedFd, stderr: &File) 
     unistd::dup2_stdout(answers)?;
     unistd::dup2_stderr(stderr)?;
     os::close_files_from(3)?;
+    os::name_this_process(c"run");
     prctl::set_pdeathsig(Signal::SIGKILL)?;
     // The press may have died before this was set.
     if unistd::getppid() == press { Ok(()) } else { Err(io::Error::other("the press is gone")) }

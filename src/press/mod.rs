@@ -4,7 +4,7 @@
 //! press, with [`child`] as its hold on a run; [`run`] is the copy of it that sets one
 //! invocation's documents. Both are this same program in other roles. [`frames`] is what travels
 //! between the three, [`sandbox`] what walls the last two in. Imports [`crate::typeset`] and
-//! the leaves [`crate::os`] and [`crate::job`] only. Must never be true: that a press has a second thread, or sets a document.
+//! the leaves [`crate::os`], [`crate::job`] and [`crate::census`] only. Must never be true: that a press has a second thread, or sets a document.
 
 mod child;
 pub mod frames;

@@ -16,6 +16,7 @@ use nix::sys::signal::Signal;
 
 use super::child::{Run, poll_until};
 use super::frames::{self, Answer, Cause, Frame, FrameReader, Header, Kind, Read, Readiness};
+use super::run;
 use super::sandbox::{self, Level, RunFilters};
 use crate::job::Edition;
 use crate::os::{self, End, ThreadCount};
@@ -26,6 +27,7 @@ const MOST_REASON_BYTES: usize = 16 * 1024;
 
 /// Is a press until the function closes stdin.
 pub fn main(templates_dir: &Path, most_threads: usize, level: Level) -> ExitCode {
+    os::name_this_process(c"press");
     if let Err(error) = os::close_files_from(3) {
         eprintln!("press: files that were inherited cannot be closed: {error}");
     }
@@ -135,8 +137,10 @@ impl Press {
             }
             let (function_is_ready, run_is_ready) = wait_for_both(&self.function.pipe, &self.run.answers.pipe)?;
             if run_is_ready && !self.run.becomes_warm()? {
-                let (_, end) = self.run.kill()?;
-                eprintln!("press: a waiting run {}. {}", end.how, end.stderr.trim_end());
+                let (how, end) = self.run.kill()?;
+                if how != End::Exited(run::EXIT_AFTER_PANIC) {
+                    eprintln!("press: a waiting run {}. {}", end.how, end.stderr.trim_end());
+                }
                 self.fork_run(None)?;
             }
             if function_is_ready && self.function.read()? == Read::End {

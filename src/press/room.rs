@@ -11,11 +11,13 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::codec::{FramedRead, FramedWrite};
+use tracing::{Instrument, Span};
 
-use super::frames::{self, Answer, Frame, FrameCodec, Header, Kind, Readiness, RunEnd};
+use super::frames::{self, Answer, Cause, Frame, FrameCodec, Header, Kind, Readiness, RunEnd};
 use super::sandbox::Level;
+use crate::census::{self, Growth, Holdings};
 use crate::job::Editions;
 
 /// The first argument of this program in the role of a press.
@@ -30,6 +32,9 @@ const INIT_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long the last lines of a press that has ended may take to be read.
 const LAST_WORDS: Duration = Duration::from_millis(100);
+
+/// How long a thread that was joined may take to be gone from the kernel's list.
+const LAST_OF_THREADS: Duration = Duration::from_millis(50);
 
 const MEBIBYTE: u64 = 1024 * 1024;
 
@@ -85,6 +90,35 @@ pub struct Room {
     settings: PressSettings,
     press: Option<Press>,
     state: State,
+    warm: Warm,
+    happened: Happened,
+}
+
+/// What a press and its run held when the press had just become warm.
+#[derive(Default)]
+struct Warm {
+    resident_bytes: u64,
+    run: Holdings,
+}
+
+/// What has happened in a room since it was asked last.
+#[derive(Debug, Default)]
+pub struct Happened {
+    /// The runs that have ended after they had seen a message.
+    pub ended_runs: Vec<EndedRun>,
+    pub replaced_presses: usize,
+    /// What runs held more of between two documents than when they were fresh.
+    pub growth_of_runs: Vec<Growth>,
+}
+
+/// A run that has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EndedRun {
+    /// Why it had not answered for its document. `None` when it had.
+    pub cause: Option<Cause>,
+    /// The largest resident set, what it shares with its press included.
+    pub peak_memory_bytes: u64,
+    pub cpu_time: Duration,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -116,7 +150,10 @@ impl Room {
         loop {
             let failure = match Press::start(number, &settings).await {
                 Ok((press, templates)) => {
-                    return Ok((Self { number, settings, press: Some(press), state: State::Fresh }, templates));
+                    let warm = Warm::look_at(&press);
+                    let happened = Happened::default();
+                    let room = Self { number, settings, press: Some(press), state: State::Fresh, warm, happened };
+                    return Ok((room, templates));
                 }
                 Err(failure) => failure,
             };
@@ -126,6 +163,29 @@ impl Room {
                 _ => return Err(failure),
             }
         }
+    }
+
+    /// From 1.
+    #[must_use]
+    pub fn number(&self) -> usize {
+        self.number
+    }
+
+    /// As a census names the press.
+    #[must_use]
+    pub fn name(&self) -> String {
+        format!("press {}", self.number)
+    }
+
+    /// What the press had in memory when it had just become warm.
+    #[must_use]
+    pub fn warm_bytes(&self) -> u64 {
+        self.warm.resident_bytes
+    }
+
+    /// What has happened since this was asked last.
+    pub fn take_happened(&mut self) -> Happened {
+        std::mem::take(&mut self.happened)
     }
 
     /// How far the press is walled in.
@@ -157,16 +217,17 @@ impl Room {
         content: &[Bytes],
         threads: &mut watch::Receiver<usize>,
     ) -> Result<Outcome, StartError> {
-        let press = match &mut self.press {
-            Some(press) => press,
-            none => none.insert(Press::start(self.number, &self.settings).await?.0),
-        };
+        self.fill().await?;
+        let press = self.press.as_mut().expect("it has just been filled");
         self.state = State::Busy;
         // The press keeps the time. This is for one that does not.
         match in_time(header.time_limit + PATIENCE, press.set(header, content, threads)).await {
             Ok((answer, pdf)) => {
-                self.state = match answer {
-                    Answer::RunDied { .. } => State::Fresh,
+                self.state = match &answer {
+                    Answer::RunDied { end, cause } => {
+                        self.happened.ended_runs.push(EndedRun::of(end, Some(*cause)));
+                        State::Fresh
+                    }
                     Answer::Panicked { .. } => State::Ending,
                     _ => State::Used,
                 };
@@ -182,41 +243,107 @@ impl Room {
     /// Ends the run that has seen this invocation's documents, and waits until it has been
     /// reaped. A document that is still under way is given up. Replaces the press if it is gone.
     pub async fn end_invocation(&mut self) {
+        let span = span_of_press(self.number);
+        self.end_run().instrument(span.clone()).await;
+        self.replace_if_gone().instrument(span).await;
+    }
+
+    /// Starts another press in place of this one.
+    pub async fn replace(&mut self) {
+        let span = span_of_press(self.number);
+        self.close().instrument(span.clone()).await;
+        self.replace_if_gone().instrument(span).await;
+    }
+
+    async fn end_run(&mut self) {
+        if self.state == State::Used {
+            self.look_at_run().await;
+        }
         if let Some(press) = &mut self.press
             && self.state != State::Fresh
         {
             match in_time(PATIENCE, press.end_invocation()).await {
-                Ok(run) => self.log_run(&run),
+                Ok(run) => {
+                    log_run(&run);
+                    self.happened.ended_runs.push(EndedRun::of(&run, None));
+                }
                 Err(error) => {
-                    tracing::warn!(press = self.number, %error, "a press could not end its invocation");
+                    tracing::warn!(%error, "a press could not end its invocation");
                     self.close().await;
                 }
             }
         }
         self.state = State::Fresh;
-        if self.press.is_none() {
-            match Press::start(self.number, &self.settings).await {
-                Ok((press, _)) => self.press = Some(press),
-                // The next document tries again, and says so if it fails too.
-                Err(error) => tracing::error!(press = self.number, %error, "a press cannot be replaced"),
-            }
+    }
+
+    async fn replace_if_gone(&mut self) {
+        // The next document tries again, and says so if it fails too.
+        if let Err(error) = self.fill().await {
+            tracing::error!(%error, "a press cannot be replaced");
         }
     }
 
-    fn log_run(&self, run: &RunEnd) {
-        let (peak_memory_bytes, cpu_time) = (run.peak_memory_bytes, run.cpu_time);
-        tracing::debug!(press = self.number, peak_memory_bytes, ?cpu_time, "a run has ended with its invocation");
-        for line in run.stderr.lines() {
-            tracing::warn!(press = self.number, "a run said: {line}");
+    /// Starts a press if there is none.
+    async fn fill(&mut self) -> Result<(), StartError> {
+        if self.press.is_none() {
+            let (press, _) = Press::start(self.number, &self.settings).await?;
+            self.warm = Warm::look_at(&press);
+            self.press = Some(press);
+            self.happened.replaced_presses += 1;
+        }
+        Ok(())
+    }
+
+    /// Looks whether the run, which has answered for all its documents, holds more than when it
+    /// was fresh.
+    async fn look_at_run(&mut self) {
+        let Some(run) = self.press.as_ref().and_then(Press::run) else { return };
+        let process = format!("run of {}", self.name());
+        let end_of_patience = Instant::now() + LAST_OF_THREADS;
+        loop {
+            let growth = Holdings::of(run).growth_since(&self.warm.run, &process);
+            if growth.is_empty() {
+                return;
+            }
+            if Instant::now() > end_of_patience {
+                return self.happened.growth_of_runs.extend(growth);
+            }
+            sleep(Duration::from_millis(1)).await;
         }
     }
 
     /// Ends the press and waits for it; with it its run ends.
     pub async fn close(&mut self) {
         if let Some(press) = self.press.take() {
-            press.close(self.number).await;
+            press.close().await;
         }
         self.state = State::Fresh;
+    }
+}
+
+impl Warm {
+    fn look_at(press: &Press) -> Self {
+        let Some(process) = press.process.id() else { return Self::default() };
+        Self { resident_bytes: census::resident_bytes(process), run: press.run().map(Holdings::of).unwrap_or_default() }
+    }
+}
+
+impl EndedRun {
+    fn of(end: &RunEnd, cause: Option<Cause>) -> Self {
+        Self { cause, peak_memory_bytes: end.peak_memory_bytes, cpu_time: end.cpu_time }
+    }
+}
+
+/// What is logged within it says whose it is. A span below the log's level would be left out.
+fn span_of_press(number: usize) -> Span {
+    tracing::error_span!("press", press = number)
+}
+
+fn log_run(run: &RunEnd) {
+    let (peak_memory_bytes, cpu_time) = (run.peak_memory_bytes, run.cpu_time);
+    tracing::debug!(peak_memory_bytes, ?cpu_time, "a run has ended with its invocation");
+    for line in run.stderr.lines() {
+        tracing::warn!("a run said: {line}");
     }
 }
 
@@ -241,17 +368,19 @@ impl Press {
             process,
             requests: FramedWrite::new(requests, FrameCodec::default()),
             answers: FramedRead::new(answers, FrameCodec::default()),
-            log: tokio::spawn(log_stderr(number, stderr)),
+            log: tokio::spawn(
+                log_stderr(stderr).instrument(tracing::error_span!(parent: None, "press", press = number)),
+            ),
         };
         let mut template = String::new();
         match in_time(INIT_PATIENCE, press.readiness(&mut template)).await {
             Ok(Readiness::Warm { templates }) => Ok((press, templates)),
             Ok(Readiness::Broken { reason }) => {
-                press.close(number).await;
+                press.close().await;
                 Err(StartError::Broken(reason))
             }
             Err(error) => {
-                press.close(number).await;
+                press.close().await;
                 let is_slow = error.kind() == io::ErrorKind::TimedOut;
                 Err(if is_slow { StartError::Slow { template } } else { StartError::Ended(error) })
             }
@@ -314,10 +443,15 @@ impl Press {
         self.answers.next().await.unwrap_or_else(|| Err(io::ErrorKind::UnexpectedEof.into()))
     }
 
-    async fn close(mut self, number: usize) {
+    /// The run that waits or works.
+    fn run(&self) -> Option<u32> {
+        census::children(self.process.id()?).first().copied()
+    }
+
+    async fn close(mut self) {
         drop((self.requests, self.answers));
         if let Err(error) = self.process.kill().await {
-            tracing::error!(press = number, %error, "a press cannot be killed and waited for");
+            tracing::error!(%error, "a press cannot be killed and waited for");
         }
         // Ends with the press, if that was the only one to hold the other end.
         if timeout(LAST_WORDS, &mut self.log).await.is_err() {
@@ -340,9 +474,9 @@ fn expect(frame: &Frame, kind: Kind) -> io::Result<&Frame> {
 }
 
 /// Passes on to the log what a press says of itself.
-async fn log_stderr(number: usize, stderr: ChildStderr) {
+async fn log_stderr(stderr: ChildStderr) {
     let mut lines = BufReader::new(stderr).lines();
     while let Ok(Some(line)) = lines.next_line().await {
-        tracing::warn!(press = number, "{line}");
+        tracing::warn!("{line}");
     }
 }

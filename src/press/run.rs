@@ -5,7 +5,7 @@ use std::any::Any;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsFd;
-use std::panic::{self, AssertUnwindSafe};
+use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
@@ -17,12 +17,14 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use super::frames::{self, Answer, Frame, FrameReader, Header, Kind, Read};
 use super::sandbox::RunFilters;
 use crate::os;
-use crate::typeset::{self, Document, SetError, Typesetter, pool};
+use crate::typeset::{self, Document, SetError, Typesetter, pool, redaction};
 
 /// Exit codes, which the press tells apart from what a document does to its run.
 const EXIT_DONE: i32 = 0;
 const EXIT_PIPE_BROKEN: i32 = 81;
 const EXIT_PANICKED: i32 = 82;
+/// It has said of a document that Typst panicked, which is all there is to say of it.
+pub(super) const EXIT_AFTER_PANIC: i32 = 84;
 
 /// Serves requests from stdin until it ends, then ends this process.
 ///
@@ -30,10 +32,11 @@ const EXIT_PANICKED: i32 = 82;
 /// process's memory: a fresh copy pays for every page that it touches first. Not if a document
 /// is waiting already.
 pub fn main(typesetter: &Typesetter, most_threads: usize, filters: &RunFilters, sample: Option<&str>) -> ! {
+    panic::set_hook(Box::new(say_where));
     // Nothing may unwind into the frames copied from the press.
     let served = panic::catch_unwind(AssertUnwindSafe(|| serve(typesetter, most_threads, filters, sample)));
     os::exit_now(match served {
-        Ok(Ok(())) => EXIT_DONE,
+        Ok(Ok(exit_code)) => exit_code,
         Ok(Err(error)) => {
             eprintln!("run: {error}");
             EXIT_PIPE_BROKEN
@@ -42,7 +45,17 @@ pub fn main(typesetter: &Typesetter, most_threads: usize, filters: &RunFilters, 
     })
 }
 
-fn serve(typesetter: &Typesetter, most_threads: usize, filters: &RunFilters, sample: Option<&str>) -> io::Result<()> {
+/// What a panic says on stderr, which goes to the log. Its message may quote a message's data: that
+/// is in the answer, without them.
+fn say_where(panic: &PanicHookInfo) {
+    match panic.location() {
+        Some(place) => eprintln!("panicked at {place}"),
+        None => eprintln!("panicked"),
+    }
+}
+
+/// Gives the code to exit with.
+fn serve(typesetter: &Typesetter, most_threads: usize, filters: &RunFilters, sample: Option<&str>) -> io::Result<i32> {
     let mut requests = FrameReader::new(io::stdin());
     let answers = io::stdout();
     let done = EventFd::new()?;
@@ -60,6 +73,7 @@ fn serve(typesetter: &Typesetter, most_threads: usize, filters: &RunFilters, sam
         limit_memory(header.memory_limit_bytes)?;
         let threads = header.threads;
         let document = document(header, data)?;
+        let data = document.data.clone();
         let set = panic::catch_unwind(AssertUnwindSafe(|| {
             set_while_listening(typesetter, document, threads, most_threads, &mut requests, &done)
         }));
@@ -75,7 +89,9 @@ fn serve(typesetter: &Typesetter, most_threads: usize, filters: &RunFilters, sam
                     return Err(io::Error::other("was asked for a template that its press does not have"));
                 }
             },
-            Err(panic) => (Vec::new(), Answer::Panicked { message: panic_message(&*panic) }),
+            Err(panic) => {
+                (Vec::new(), Answer::Panicked { message: redaction::without_values(&panic_message(&*panic), &data) })
+            }
         };
         let panicked = matches!(answer, Answer::Panicked { .. });
         for chunk in frames::chunks(Kind::Pdf, &Bytes::from(pdf)) {
@@ -84,11 +100,11 @@ fn serve(typesetter: &Typesetter, most_threads: usize, filters: &RunFilters, sam
         frames::write(&answers, Frame::json(Kind::Verdict, &answer))?;
         if panicked {
             // It may have left a lock of Typst's poisoned. Another run costs half a millisecond.
-            return Ok(());
+            return Ok(EXIT_AFTER_PANIC);
         }
         typeset::forget_older_documents();
     }
-    Ok(())
+    Ok(EXIT_DONE)
 }
 
 /// Takes apart what has arrived for a document: its data, and behind these its files.

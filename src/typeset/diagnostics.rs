@@ -8,6 +8,7 @@ use typst::{World, WorldExt};
 use typst_kit::diagnostics::termcolor::NoColor;
 use typst_kit::diagnostics::{DiagnosticFormat, DiagnosticWorld, emit};
 
+use super::redaction::without_values;
 use super::world::DocumentWorld;
 
 /// More than these are not described: they have to fit into one frame, and nobody reads them.
@@ -66,6 +67,12 @@ pub(super) fn describe(world: &DocumentWorld, mut diagnostics: Vec<SourceDiagnos
 
 fn describe_one(world: &DocumentWorld, mut diagnostic: SourceDiagnostic) -> Diagnostic {
     diagnostic.hints.retain(|hint| !ONLY_FOR_A_COMMAND_LINE.iter().any(|option| hint.v.contains(option)));
+    if let Some(data) = world.data_of_message() {
+        diagnostic.message = without_values(&diagnostic.message, data).into();
+        for hint in diagnostic.hints.make_mut() {
+            hint.v = without_values(&hint.v, data).into();
+        }
+    }
     let place = diagnostic.span.id().zip(world.range(diagnostic.span));
     let (line, column) = place
         .as_ref()

@@ -11,6 +11,7 @@ mod font_coverage;
 mod fonts;
 mod manifest;
 pub mod pool;
+pub mod redaction;
 mod schema;
 mod template_error;
 mod templates;

@@ -48,6 +48,11 @@ impl<'a> DocumentWorld<'a> {
         id == self.template.data
     }
 
+    /// What a message has brought. A template's own sample is nobody's secret.
+    pub fn data_of_message(&self) -> Option<&[u8]> {
+        (!self.is_sample).then_some(&self.data)
+    }
+
     /// A file of the message, if the id is one's. They are served beside the template's file
     /// store, which would keep them for the next document.
     fn file_of_message(&self, id: FileId) -> Option<FileResult<Bytes>> {

@@ -8,6 +8,7 @@ pub mod embedded_sqs;
 pub mod log;
 pub mod processes;
 pub mod proxy;
+pub mod told;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -17,8 +18,10 @@ use embedded_sqs::EmbeddedSqs;
 use pressrun::aws::Clients;
 use pressrun::config::Config;
 use pressrun::function::deadline::Deadline;
+use pressrun::function::metrics::Metrics;
 use pressrun::function::{Function, Invocation};
 use serde_json::{Value, json};
+use told::Told;
 
 pub const OUTPUT: &str = "output";
 pub const INPUT: &str = "input";
@@ -49,6 +52,7 @@ pub fn config(workers: usize) -> Config {
         deadline_margin: Duration::from_millis(200),
         has_own_s3_endpoint: true,
         press_program: env!("CARGO_BIN_EXE_pressrun").into(),
+        function_name: "documents".to_owned(),
     }
 }
 
@@ -80,6 +84,14 @@ impl Stage {
 
     pub async fn with_presses(workers: usize) -> Self {
         Self::with(config(workers)).await
+    }
+
+    /// And what it tells CloudWatch.
+    pub async fn telling(config: Config) -> (Self, Told) {
+        let told = Told::default();
+        let metrics = Metrics::new(config.function_name.clone(), "INFO", told.clone());
+        let Self { s3, sqs, function } = Self::with(config).await;
+        (Self { s3, sqs, function: function.telling(metrics) }, told)
     }
 
     /// With so much memory left for runs when function and presses have theirs.

@@ -11,12 +11,14 @@ mod settling;
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tracing::Instrument;
 
+use super::account::{Account, Audience};
 use super::chains::{Chain, Turn, Turns, chains};
 use super::limits::Limits;
 use super::records::Record;
@@ -29,26 +31,25 @@ use crate::storage::Storage;
 use crate::typeset::diagnostics::Diagnostic;
 
 /// How many messages are read at once.
-const MOST_READS: usize = 8;
+pub const MOST_READS: usize = 8;
 /// How many PDFs are being stored at once.
 pub const MOST_UPLOADS: usize = 8;
+
 /// What a batch works with.
 pub struct Workshop<'a> {
     pub storage: &'a Storage,
     pub queues: &'a Queues,
-    pub request_id: Option<&'a str>,
+    pub audience: Audience<'a>,
     pub surroundings: Surroundings<'a>,
     /// How many threads all documents together may have.
     pub cores: usize,
     pub limits: Limits,
 }
 
-/// The verdicts, in the order of the records; `None` while there is none.
-pub type Verdicts = RefCell<Vec<Option<Verdict>>>;
-
 /// A record whose message is read.
 struct Document<'a> {
     record: &'a Record,
+    account: &'a Account,
     job: Job,
     /// What the job's files hold, in their order.
     files: Vec<Bytes>,
@@ -59,6 +60,7 @@ struct Document<'a> {
 /// A document that waits for a press.
 struct Queued<'a> {
     document: Document<'a>,
+    since: Instant,
     answer: oneshot::Sender<Setting<'a>>,
 }
 
@@ -107,7 +109,7 @@ struct SetAside<'a> {
 struct Batch<'a> {
     workshop: &'a Workshop<'a>,
     records: &'a [Record],
-    verdicts: &'a Verdicts,
+    accounts: &'a [Account],
     shares: Shares,
     turns: Turns,
     reads: Semaphore,
@@ -124,11 +126,11 @@ struct Batch<'a> {
 
 /// Sets and stores every record's document. Returns when each has its verdict and every run that
 /// has seen one has ended.
-pub async fn set_all(workshop: &Workshop<'_>, rooms: &mut [Room], records: &[Record], verdicts: &Verdicts) {
+pub async fn set_all(workshop: &Workshop<'_>, rooms: &mut [Room], records: &[Record], accounts: &[Account]) {
     let batch = Batch {
         workshop,
         records,
-        verdicts,
+        accounts,
         shares: Shares::new(workshop.cores, records.len()),
         turns: Turns::default(),
         reads: Semaphore::new(MOST_READS),
@@ -169,13 +171,14 @@ impl<'a> Batch<'a> {
     async fn work_through(&self, mut chain: Chain, to_presses: ToPresses<'a>) {
         let mut to_presses = Some(to_presses);
         while let Some(index) = chain.pop_front() {
+            let span = &self.accounts[index].span;
             let to_press = if chain.is_empty() { to_presses.take() } else { to_presses.clone() };
-            let setting = self.read_and_set(index, to_press).await;
+            let setting = self.read_and_set(index, to_press).instrument(span.clone()).await;
             let is_last = chain.is_empty();
             if is_last {
                 self.shares.one_fewer_side_by_side();
             }
-            match self.conclude(index, setting, chain).await {
+            match self.conclude(index, setting, chain).instrument(span.clone()).await {
                 Some(rest) => chain = rest,
                 None if is_last => return,
                 None => return self.shares.one_fewer_side_by_side(),
@@ -196,7 +199,7 @@ impl<'a> Batch<'a> {
                 return None;
             }
         };
-        let verdict = Box::pin(self.settle(&self.records[index], decision)).await;
+        let verdict = Box::pin(self.settle(index, decision)).await;
         let is_settled = verdict.is_settled();
         self.decide(index, verdict);
         if !is_settled {
@@ -217,7 +220,7 @@ impl<'a> Batch<'a> {
     /// Reads a record's message and has its document set. Gives `to_press` back as soon as it is
     /// not needed.
     async fn read_and_set(&self, index: usize, to_press: Option<ToPresses<'a>>) -> Setting<'a> {
-        let record = &self.records[index];
+        let (record, account) = (&self.records[index], &self.accounts[index]);
         let job = match Box::pin(self.read(record)).await {
             Ok(job) => job,
             Err(decision) => {
@@ -225,6 +228,7 @@ impl<'a> Batch<'a> {
                 return Setting::Decided(decision);
             }
         };
+        account.names_template(&job.template);
         let turn = Some(self.turns.take(&job.key).await);
         if record.receive_count > 1
             && let Some(verdict) = Box::pin(self.find(&job)).await
@@ -240,8 +244,8 @@ impl<'a> Batch<'a> {
             }
         };
         let (answer, answered) = oneshot::channel();
-        let document = Document { record, job, files, turn };
-        let waits = to_press.is_some_and(|press| press.send(Queued { document, answer }).is_ok());
+        let queued = Queued { document: Document { record, account, job, files, turn }, since: Instant::now(), answer };
+        let waits = to_press.is_some_and(|press| press.send(queued).is_ok());
         debug_assert!(waits, "presses wait as long as documents can be sent to them");
         answered.await.expect("a press answers for every document")
     }
@@ -254,9 +258,10 @@ impl<'a> Batch<'a> {
         let mut room_for_pdf = self.room_for_pdf(u32::try_from(whole).unwrap_or(u32::MAX)).await;
         drop(room_for_pdf.split(whole - 1));
         self.shares.begin(1);
-        let setting = self.set(room, document, 1, room_for_pdf).await;
+        let span = &self.accounts[index].span;
+        let setting = self.set(room, document, 1, room_for_pdf).instrument(span.clone()).await;
         room.end_invocation().await;
-        self.conclude(index, setting, rest).await
+        self.conclude(index, setting, rest).instrument(span.clone()).await
     }
 
     async fn room_for_pdf(&self, pdfs: u32) -> OwnedSemaphorePermit {
@@ -264,7 +269,7 @@ impl<'a> Batch<'a> {
     }
 
     fn decide(&self, index: usize, verdict: Verdict) {
-        self.verdicts.borrow_mut()[index] = Some(verdict);
+        self.accounts[index].decide(&self.records[index], verdict, self.workshop.audience);
     }
 }
 

@@ -4,6 +4,7 @@ use std::iter;
 
 use bytes::Bytes;
 use tokio::sync::OwnedSemaphorePermit;
+use tracing::Instrument;
 
 use super::{Batch, Decision, Document, Queue, Queued, Setting, Typeset};
 use crate::function::limits::{MemoryLimit, TimeLimit};
@@ -28,9 +29,11 @@ impl<'a> Batch<'a> {
     pub(super) async fn keep_busy(&self, room: &mut Room, queue: &Queue<'a>) {
         loop {
             let room_for_pdf = self.room_for_pdf(1).await;
-            let Some(Queued { document, answer }) = queue.lock().await.recv().await else { break };
+            let Some(Queued { document, since, answer }) = queue.lock().await.recv().await else { break };
             self.shares.one_fewer_waits();
-            let setting = self.set(room, document, self.presses, room_for_pdf).await;
+            document.account.queue_wait.set(Some(since.elapsed()));
+            let span = document.account.span.clone();
+            let setting = self.set(room, document, self.presses, room_for_pdf).instrument(span).await;
             let is_awaited = answer.send(setting).is_ok();
             debug_assert!(is_awaited, "a document's chain waits for it");
         }
@@ -46,7 +49,8 @@ impl<'a> Batch<'a> {
         presses: usize,
         room_for_pdf: OwnedSemaphorePermit,
     ) -> Setting<'a> {
-        let Document { record, job, files, .. } = &document;
+        let Document { record, account, job, files, .. } = &document;
+        account.is_at_press(room.number());
         let content: Vec<Bytes> = iter::once(&job.data).chain(files).cloned().collect();
         let mut threads = self.shares.threads();
         let mut lost = Failure::new(ErrorCode::RunLost, "no try has been made");
@@ -72,7 +76,7 @@ impl<'a> Batch<'a> {
                     return Setting::Set(document, typeset);
                 }
                 Ok(Outcome::Answered(answer, _)) => {
-                    log_last_words(&record.message_id, &answer);
+                    log_last_words(&answer);
                     match not_set(answer, was_fresh, time, memory) {
                         NotSet::TryAgain(failure) => failure,
                         NotSet::Decided(verdict) => return Setting::Decided(Decision::of(&document.job, verdict)),
@@ -84,17 +88,16 @@ impl<'a> Batch<'a> {
                 }
                 Err(error) => Failure::new(ErrorCode::RunLost, error.to_string()),
             };
-            let (message_id, reason) = (&record.message_id, &lost.message);
-            tracing::warn!(message_id, reason, "its process was lost, which is not the document's fault");
+            tracing::warn!(reason = lost.message, "its process was lost, which is not the document's fault");
         }
         Setting::Decided(Decision::of(&document.job, Verdict::TransientFailure(lost)))
     }
 }
 
-fn log_last_words(message_id: &str, answer: &Answer) {
+fn log_last_words(answer: &Answer) {
     if let Answer::RunDied { end, .. } = answer {
         for line in end.stderr.lines().filter(|line| !line.trim().is_empty()) {
-            tracing::warn!(message_id, "its run said: {line}");
+            tracing::warn!("its run said: {line}");
         }
     }
 }

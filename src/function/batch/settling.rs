@@ -2,6 +2,7 @@
 //! failed queue.
 
 use std::fmt;
+use std::time::Instant;
 
 use super::{Batch, Decision, Document, Typeset};
 use crate::function::records::Record;
@@ -11,8 +12,12 @@ use crate::storage::StoreError;
 
 impl Batch<'_> {
     /// Tells queues what has become of a record. Only then its verdict holds.
-    pub(super) async fn settle(&self, record: &Record, decision: Decision) -> Verdict {
+    pub(super) async fn settle(&self, index: usize, decision: Decision) -> Verdict {
         let Decision { verdict, template } = decision;
+        let record = &self.records[index];
+        if let Some(template) = &template {
+            self.accounts[index].names_template(template);
+        }
         match verdict {
             Verdict::Stored(stored) => self.announce(record, template.as_deref().unwrap_or_default(), stored).await,
             Verdict::PermanentFailure(failure) => self.park(record, template.as_deref(), failure).await,
@@ -54,7 +59,7 @@ impl Batch<'_> {
             group: record.message_group.as_deref(),
             receive_count: record.receive_count,
             queue_arn: record.queue_arn.as_deref(),
-            request_id: self.workshop.request_id,
+            request_id: self.workshop.audience.request_id,
             template,
             error_code: failure.code.as_str(),
             error_message: &failure.message,
@@ -65,8 +70,7 @@ impl Batch<'_> {
             Ok(true) => return Verdict::Parked(failure),
             Ok(false) => {}
             Err(reason) => {
-                let message_id = &record.message_id;
-                tracing::error!(message_id, %reason, "the failed queue did not take it, and it stays in its own");
+                tracing::error!(%reason, "the failed queue did not take it, and it stays in its own");
             }
         }
         Verdict::PermanentFailure(failure)
@@ -74,10 +78,12 @@ impl Batch<'_> {
 
     pub(super) async fn store(&self, document: Document<'_>, typeset: Typeset) -> Decision {
         let _turn = self.uploads.acquire().await.expect("the semaphore is never closed");
-        let Document { job, turn: _turn, .. } = document;
+        let Document { account, job, turn: _turn, .. } = document;
         let Typeset { pages, warnings, typesetting, pdf, _room } = typeset;
         let bytes = pdf.len();
+        let began = Instant::now();
         let stored = self.workshop.storage.store(&job, pages, pdf, self.workshop.limits.time_of_a_try()).await;
+        account.upload_time.set(Some(began.elapsed()));
         self.held_bytes.update(|held| held - bytes);
         let verdict = match stored {
             Ok(object) => Verdict::Stored(Stored::now(job.key.clone(), object, warnings, typesetting)),

@@ -1,0 +1,104 @@
+//! What there is more of after an invocation than before it, in the function, its presses and
+//! their runs.
+
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::time::{Instant, sleep};
+
+use super::batch::{MOST_READS, MOST_UPLOADS};
+use crate::census::{Growth, GrowthTable, Holdings, SOCKET};
+use crate::press::room::Room;
+use crate::queues::MOST_REQUESTS;
+
+/// How long what has ended may take to be gone: the kernel still lists a thread for some
+/// microseconds when it has been joined, and a connection that is dropped has a task of its own.
+const PATIENCE: Duration = Duration::from_millis(50);
+
+/// The connections that the function may keep from one invocation to the next. A pool may open one
+/// more than it needs while another becomes free.
+const MOST_CONNECTIONS: usize = 2 * (MOST_READS + MOST_UPLOADS + MOST_REQUESTS);
+
+/// How much larger than when it was warm a press may be. The largest document so far leaves it some
+/// hundred KiB larger, and then no more.
+const MOST_GROWTH_OF_A_PRESS: u64 = 4 * 1024 * 1024;
+
+/// What function and presses hold between invocations.
+#[derive(Clone, Debug)]
+pub(super) struct Census {
+    pub function: Holdings,
+    pub tasks: usize,
+    /// By room; none where there is no press.
+    pub presses: Vec<Option<Holdings>>,
+}
+
+impl Census {
+    pub fn take(rooms: &[Room]) -> Self {
+        Self {
+            function: Holdings::of(std::process::id()),
+            tasks: Handle::current().metrics().num_alive_tasks(),
+            presses: rooms.iter().map(|room| room.process_id().map(Holdings::of)).collect(),
+        }
+    }
+
+    /// Takes a census after an invocation, as soon as there is no more than before, or after all
+    /// patience. What there is more of comes with it.
+    pub async fn take_after(before: &Self, rooms: &[Room]) -> (Self, Vec<Growth>) {
+        let end_of_patience = Instant::now() + PATIENCE;
+        loop {
+            let after = Self::take(rooms);
+            let growth = after.growth_since(before, rooms);
+            if growth.is_empty() || Instant::now() > end_of_patience {
+                return (after, growth);
+            }
+            sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    fn growth_since(&self, before: &Self, rooms: &[Room]) -> Vec<Growth> {
+        let mut growth = self.growth_of_function(before);
+        for (room, (before, after)) in rooms.iter().zip(before.presses.iter().zip(&self.presses)) {
+            let (Some(before), Some(after)) = (before, after) else { continue };
+            growth.extend(after.growth_since(before, &room.name()));
+            growth.extend(growth_of_memory(room, after));
+        }
+        growth
+    }
+
+    fn growth_of_function(&self, before: &Self) -> Vec<Growth> {
+        let process = "function";
+        let mut growth = self.function.growth_since(&before.function, process);
+        // The SDK keeps its connections, each with a task.
+        growth.retain(|growth| growth.name != SOCKET || growth.after > MOST_CONNECTIONS);
+        let new_connections = self.connections().saturating_sub(before.connections());
+        if self.tasks > before.tasks + new_connections {
+            let name = "beside connections".to_owned();
+            let (before, after) = (before.tasks, self.tasks - new_connections);
+            growth.push(Growth { process: process.to_owned(), kind: "tasks", name, before, after });
+        }
+        growth
+    }
+
+    pub fn connections(&self) -> usize {
+        self.function.open_files.get(SOCKET).copied().unwrap_or(0)
+    }
+}
+
+fn growth_of_memory(room: &Room, after: &Holdings) -> Option<Growth> {
+    let (before, after) = (room.warm_bytes(), after.resident_bytes);
+    let kib = |bytes: u64| usize::try_from(bytes / 1024).unwrap_or(usize::MAX);
+    (after > before + MOST_GROWTH_OF_A_PRESS).then(|| Growth {
+        process: room.name(),
+        kind: "resident KiB",
+        name: "since it was warm".to_owned(),
+        before: kib(before),
+        after: kib(after),
+    })
+}
+
+/// Logs what there is more of, as a table.
+pub(super) fn log(growth: &[Growth]) {
+    if !growth.is_empty() {
+        tracing::error!("there is more than before the invocation\n{}", GrowthTable(growth));
+    }
+}

@@ -1,0 +1,233 @@
+//! Metrics, in CloudWatch's Embedded Metric Format: a line of JSON an invocation, and one a
+//! document. CloudWatch makes metrics of those that arrive in the log; nothing is called for it.
+//!
+//! Source: <https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/CloudWatch_Embedded_Metric_Format_Specification.html>.
+
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::io::Write;
+use std::time::{Duration, SystemTime};
+
+use aws_sdk_s3::primitives::{DateTime, DateTimeFormat};
+use metrique_writer::core::config::EntryDimensions;
+use metrique_writer::format::Format;
+use metrique_writer::unit::{AsBytes, AsCount, AsPercent};
+use metrique_writer::{Entry, EntryWriter};
+use metrique_writer_format_emf::Emf;
+
+use super::leaks::Census;
+use super::verdict::ErrorCode;
+use crate::census::{Groups, Holdings};
+use crate::press::frames::Cause;
+use crate::press::room::Happened;
+
+/// Where CloudWatch has them.
+const NAMESPACE: &str = "pressrun";
+const FUNCTION_NAME: &str = "FunctionName";
+const TEMPLATE: &str = "Template";
+/// What stands for the name of a template that is not deployed. A dimension's values are to be
+/// few, and messages may name anything.
+const NO_TEMPLATE: &str = "-";
+
+/// The dimensions of a document's metrics, beside its function's.
+const BY_TEMPLATE: EntryDimensions =
+    EntryDimensions::new_static(&[Cow::Borrowed(&[] as &[Cow<str>]), Cow::Borrowed(&[Cow::Borrowed(TEMPLATE)])]);
+
+/// Where metrics are written to.
+pub struct Metrics(Option<RefCell<Destination>>);
+
+struct Destination {
+    format: Emf,
+    function_name: String,
+    level: &'static str,
+    writer: Box<dyn Write>,
+}
+
+/// What an invocation has to tell. Times are milliseconds, as CloudWatch has them.
+#[derive(Debug, Default, Entry)]
+#[entry(rename_all = "PascalCase")]
+pub(super) struct OfInvocation {
+    #[entry(name = "requestId")]
+    pub request_id: Option<String>,
+    /// 1 for the first invocation of this process.
+    pub cold_start: AsCount<u64>,
+    /// What the presses took to be warm. Only with a cold start.
+    pub init_time: Option<Duration>,
+    pub records: AsCount<u64>,
+    pub runs_killed_for_time: AsCount<u64>,
+    pub runs_killed_for_memory: AsCount<u64>,
+    /// Their documents brought them down.
+    pub runs_crashed: AsCount<u64>,
+    /// Ended by something outside, with a document that is set again.
+    pub runs_lost: AsCount<u64>,
+    pub presses_replaced: AsCount<u64>,
+    /// What there was more of after the invocation than before it.
+    pub census_leaks: AsCount<u64>,
+    pub function_memory: AsBytes<u64>,
+    pub function_threads: AsCount<u64>,
+    pub function_tasks: AsCount<u64>,
+    pub function_children: AsCount<u64>,
+    /// Without connections.
+    pub function_open_files: AsCount<u64>,
+    pub function_connections: AsCount<u64>,
+    /// Of the press that has most, as the other three.
+    pub press_memory: AsBytes<u64>,
+    pub press_threads: AsCount<u64>,
+    pub press_children: AsCount<u64>,
+    pub press_open_files: AsCount<u64>,
+    /// Of the run that had most.
+    pub run_peak_memory: Option<AsBytes<u64>>,
+    /// Of all runs that have ended.
+    pub run_cpu_time: Option<Duration>,
+    /// The most that function, presses and runs may have had at one time, of the memory that there
+    /// is.
+    pub memory_used: Option<AsPercent<f64>>,
+}
+
+/// What a document has to tell.
+#[derive(Debug, Default, Entry)]
+#[entry(rename_all = "PascalCase")]
+pub(super) struct OfDocument {
+    #[entry(name = "requestId")]
+    pub request_id: Option<String>,
+    #[entry(name = "messageId")]
+    pub message_id: String,
+    #[entry(name = "press")]
+    pub press: Option<String>,
+    #[entry(ignore)]
+    pub template: Option<String>,
+    pub stored: AsCount<u64>,
+    pub failed: AsCount<u64>,
+    #[entry(ignore)]
+    pub error: Option<ErrorCode>,
+    pub pages: Option<AsCount<u64>>,
+    pub pdf_size: Option<AsBytes<u64>>,
+    pub render_time: Option<Duration>,
+    pub upload_time: Option<Duration>,
+    /// From the message being read until a press was free for it.
+    pub queue_wait: Option<Duration>,
+    /// From its sending until its verdict.
+    pub message_age: Option<Duration>,
+}
+
+impl OfInvocation {
+    /// What is left, and what happened to presses and runs.
+    pub fn of(after: &Census, happened: &[Happened], memory_bytes: Option<u64>) -> Self {
+        let runs = || happened.iter().flat_map(|happened| &happened.ended_runs);
+        let ended = |cause| (runs().filter(|run| run.cause == Some(cause)).count() as u64).into();
+        let presses = || after.presses.iter().flatten();
+        let most = |of: fn(&Holdings) -> u64| presses().map(of).max().unwrap_or(0);
+        let replaced: usize = happened.iter().map(|happened| happened.replaced_presses).sum();
+        Self {
+            runs_killed_for_time: ended(Cause::TimeLimit),
+            runs_killed_for_memory: ended(Cause::MemoryLimit),
+            runs_crashed: ended(Cause::Document),
+            runs_lost: ended(Cause::Nobody),
+            presses_replaced: (replaced as u64).into(),
+            function_memory: after.function.resident_bytes.into(),
+            function_threads: sum(&after.function.threads).into(),
+            function_tasks: (after.tasks as u64).into(),
+            function_children: sum(&after.function.children).into(),
+            function_open_files: (sum(&after.function.open_files) - after.connections() as u64).into(),
+            function_connections: (after.connections() as u64).into(),
+            press_memory: most(|press| press.resident_bytes).into(),
+            press_threads: most(|press| sum(&press.threads)).into(),
+            press_children: most(|press| sum(&press.children)).into(),
+            press_open_files: most(|press| sum(&press.open_files)).into(),
+            run_peak_memory: runs().map(|run| run.peak_memory_bytes).max().map(Into::into),
+            run_cpu_time: runs().map(|run| run.cpu_time).reduce(|one, other| one + other),
+            memory_used: memory_bytes.map(|all| percent(most_memory(after, happened), all).into()),
+            ..Self::default()
+        }
+    }
+}
+
+fn sum(groups: &Groups) -> u64 {
+    groups.values().sum::<usize>() as u64
+}
+
+/// What function, presses and runs may have had at one time: what the function has, and of each
+/// press the largest of its runs, whose peak has the memory in it that it shares with the press.
+fn most_memory(after: &Census, happened: &[Happened]) -> u64 {
+    let of_presses = after.presses.iter().zip(happened).map(|(press, happened)| {
+        let of_press = press.as_ref().map_or(0, |press| press.resident_bytes);
+        let of_runs = happened.ended_runs.iter().map(|run| run.peak_memory_bytes);
+        of_runs.chain([of_press]).max().unwrap_or(0)
+    });
+    after.function.resident_bytes + of_presses.sum::<u64>()
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a percentage needs none")]
+fn percent(part: u64, whole: u64) -> f64 {
+    part as f64 * 100.0 / whole as f64
+}
+
+impl Metrics {
+    /// Nobody wants any.
+    pub const NONE: Self = Self(None);
+
+    /// Lines that `writer` gets. With JSON logs Lambda drops what is below its level, and takes what
+    /// has no `level` for INFO: so these have the level that just passes.
+    /// Source: <https://docs.aws.amazon.com/lambda/latest/dg/monitoring-cloudwatchlogs-log-level.html>.
+    #[must_use]
+    pub fn new(function_name: impl Into<String>, level: &'static str, writer: impl Write + 'static) -> Self {
+        let format = Emf::builder(NAMESPACE.to_owned(), vec![vec![FUNCTION_NAME.to_owned()]]).build();
+        let writer = Box::new(writer);
+        Self(Some(RefCell::new(Destination { format, function_name: function_name.into(), level, writer })))
+    }
+
+    pub(super) fn tell_invocation(&self, invocation: &OfInvocation) {
+        self.tell(invocation);
+    }
+
+    pub(super) fn tell_document(&self, document: &OfDocument) {
+        self.tell(&ByTemplate(document));
+    }
+
+    fn tell(&self, entry: &impl Entry) {
+        let Self(Some(destination)) = self else { return };
+        let Destination { format, function_name, level, writer } = &mut *destination.borrow_mut();
+        let line = Line { time: SystemTime::now(), level, function_name, entry };
+        let mut bytes = Vec::new();
+        let told = format.format(&line, &mut bytes).map_err(|error| error.to_string());
+        // Whole lines, since the log goes to the same place.
+        let told = told.and_then(|()| writer.write_all(&bytes).map_err(|error| error.to_string()));
+        if let Err(error) = told {
+            tracing::error!(error, "metrics could not be written");
+        }
+    }
+}
+
+/// What every line has.
+struct Line<'a, E> {
+    time: SystemTime,
+    level: &'a str,
+    function_name: &'a str,
+    entry: &'a E,
+}
+
+impl<E: Entry> Entry for Line<'_, E> {
+    fn write<'a>(&'a self, writer: &mut impl EntryWriter<'a>) {
+        writer.timestamp(self.time);
+        // Lambda takes a line for one with a level only if it also has a time of this form.
+        let timestamp = DateTime::from(self.time).fmt(DateTimeFormat::DateTime).unwrap_or_default();
+        writer.value("timestamp", &timestamp);
+        writer.value("level", self.level);
+        writer.value(FUNCTION_NAME, self.function_name);
+        self.entry.write(writer);
+    }
+}
+
+struct ByTemplate<'a>(&'a OfDocument);
+
+impl Entry for ByTemplate<'_> {
+    fn write<'a>(&'a self, writer: &mut impl EntryWriter<'a>) {
+        let Self(document) = self;
+        writer.config(const { &BY_TEMPLATE });
+        writer.value(TEMPLATE, document.template.as_deref().unwrap_or(NO_TEMPLATE));
+        if let Some(code) = document.error {
+            writer.value(code.as_str(), &AsCount::from(1_u64));
+        }
+        document.write(writer);
+    }
+}

@@ -1,0 +1,76 @@
+//! Takes a message's data out of what is said about them. Errors go to the log, and Typst quotes
+//! values in some of them, as any template may with `panic` and `assert`.
+
+use serde_json::Value;
+
+/// Shorter texts and numbers are left: they are words like "EUR", and say little of anybody.
+const LEAST_CHARACTERS: usize = 4;
+
+/// Replaces each value of the data that a text has in it by the value's place, as a JSON pointer.
+/// What a template has made of values, it cannot know.
+pub fn without_values(text: &str, data: &[u8]) -> String {
+    let Ok(data) = serde_json::from_slice(data) else { return text.to_owned() };
+    let mut values = Values { text, found: Vec::new() };
+    values.search(&data, "");
+    // A long one may have a short one in it.
+    values.found.sort_by_key(|(value, _)| std::cmp::Reverse(value.len()));
+    let replaced = |text: String, (value, pointer): &(String, String)| {
+        text.replace(value.as_str(), &format!("<value of {pointer}>"))
+    };
+    values.found.iter().fold(text.to_owned(), replaced)
+}
+
+struct Values<'a> {
+    text: &'a str,
+    /// With their pointers.
+    found: Vec<(String, String)>,
+}
+
+impl Values<'_> {
+    fn search(&mut self, value: &Value, pointer: &str) {
+        match value {
+            Value::Object(fields) => {
+                for (name, value) in fields {
+                    let name = name.replace('~', "~0").replace('/', "~1");
+                    self.search(value, &format!("{pointer}/{name}"));
+                }
+            }
+            Value::Array(items) => {
+                for (index, value) in items.iter().enumerate() {
+                    self.search(value, &format!("{pointer}/{index}"));
+                }
+            }
+            Value::String(string) => {
+                self.note(string, pointer);
+                // As Typst quotes it.
+                let quoted = value.to_string();
+                self.note(&quoted[1..quoted.len() - 1], pointer);
+            }
+            Value::Number(number) => self.note(&number.to_string(), pointer),
+            Value::Bool(_) | Value::Null => {}
+        }
+    }
+
+    fn note(&mut self, value: &str, pointer: &str) {
+        let is_known = |(known, _): &(String, String)| known == value;
+        if value.chars().count() >= LEAST_CHARACTERS && self.text.contains(value) && !self.found.iter().any(is_known) {
+            self.found.push((value.to_owned(), if pointer.is_empty() { "/" } else { pointer }.to_owned()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_is_replaced_by_its_place() {
+        let data = br#"{"name": "Ada \"A\" Byron", "lines": [{"a/b": "Ada"}, {"price": 1234.5}], "of": "name"}"#;
+        let said = |text| without_values(text, data);
+        assert_eq!(said(r#"panicked with: "Ada \"A\" Byron""#), r#"panicked with: "<value of /name>""#);
+        assert_eq!(said(r#"no Ada "A" Byron at 1234.5"#), "no <value of /name> at <value of /lines/1/price>");
+        assert_eq!(said("expected string, found Ada"), "expected string, found Ada");
+        assert_eq!(without_values("secret", br#""secret""#), "<value of />");
+        assert_eq!(without_values("anything", b"not JSON"), "anything");
+    }
+}

@@ -1,0 +1,200 @@
+//! Leaks that are planted: each is told by name and counted, and a press that has one is replaced.
+//! Needs a `main` of its own, since the presses are this program too: they and their runs leak
+//! when a signal tells them to.
+#![allow(unsafe_code, reason = "handlers of signals, in the program that is to leak")]
+
+mod support;
+
+use std::fs::File;
+use std::future::pending;
+use std::process::{Command, ExitCode};
+use std::sync::mpsc;
+use std::thread;
+
+use nix::sys::prctl;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use nix::unistd::{ForkResult, fork, pause};
+use pressrun::config::Config;
+use serde_json::{Value, json};
+use support::processes::{run_of, signal, until, until_run_waits, until_run_works};
+use support::told::Told;
+use support::{Stage, config, letter, log, record, run};
+
+/// What a press or a run leaks when it gets the signal.
+const LEAKS: [(Signal, extern "C" fn(i32)); 4] =
+    [(A_THREAD, leak_a_thread), (A_FILE, leak_a_file), (A_CHILD, leak_a_child), (MEMORY, leak_memory)];
+const A_THREAD: Signal = Signal::SIGUSR1;
+const A_FILE: Signal = Signal::SIGUSR2;
+const A_CHILD: Signal = Signal::SIGWINCH;
+const MEMORY: Signal = Signal::SIGURG;
+
+extern "C" fn leak_a_thread(_: i32) {
+    thread::Builder::new()
+        .name("leaky-1".to_owned())
+        .spawn(|| {
+            loop {
+                thread::park()
+            }
+        })
+        .unwrap();
+}
+
+extern "C" fn leak_a_file(_: i32) {
+    std::mem::forget(nix::unistd::dup(std::io::stdin()).unwrap());
+}
+
+extern "C" fn leak_a_child(_: i32) {
+    // SAFETY: The child only makes system calls.
+    if let Ok(ForkResult::Child) = unsafe { fork() } {
+        prctl::set_pdeathsig(Signal::SIGKILL).unwrap();
+        prctl::set_name(c"leaky-1").unwrap();
+        loop {
+            pause();
+        }
+    }
+}
+
+extern "C" fn leak_memory(_: i32) {
+    std::hint::black_box(vec![1_u8; 16 * 1024 * 1024].leak());
+}
+
+fn main() -> ExitCode {
+    if std::env::args().nth(1).is_some_and(|role| role == "press") {
+        for (signal, leak) in LEAKS {
+            let action = SigAction::new(SigHandler::Handler(leak), SaFlags::empty(), SigSet::empty());
+            // SAFETY: The signals come when the thread that handles them waits in poll(2), so that
+            // a handler may do what it likes.
+            unsafe { sigaction(signal, &action) }.unwrap();
+        }
+        return pressrun::play_press_role().unwrap();
+    }
+    for (name, test) in TESTS {
+        test();
+        println!("test {name} ... ok");
+    }
+    println!("{} passed, 0 failed", TESTS.len());
+    ExitCode::SUCCESS
+}
+
+const TESTS: [(&str, fn()); 7] = [
+    ("what_the_function_leaks_is_told_by_name", what_the_function_leaks_is_told_by_name),
+    ("a_press_that_leaks_a_file_is_replaced", || a_press_that_leaks_is_replaced(A_FILE, "open files   pipe")),
+    ("a_press_that_leaks_a_child_is_replaced", || a_press_that_leaks_is_replaced(A_CHILD, "children     leaky-*")),
+    ("a_press_that_grows_is_replaced", || a_press_that_leaks_is_replaced(MEMORY, "resident KiB since it was warm")),
+    ("a_press_that_leaks_a_thread_is_replaced", a_press_that_leaks_a_thread_is_replaced),
+    ("what_a_run_leaks_is_told_by_name_and_ends_with_it", what_a_run_leaks_is_told_by_name_and_ends_with_it),
+    ("a_run_cannot_leave_a_file_or_a_child", a_run_cannot_leave_a_file_or_a_child),
+];
+
+/// A function with one press that can leak, after its first invocation.
+async fn stage() -> (Stage, Told, u32) {
+    let config = Config { press_program: std::env::current_exe().unwrap(), ..config(1) };
+    let (mut stage, told) = Stage::telling(config).await;
+    assert_eq!(stage.handle(vec![letter("first")]).await, [""; 0]);
+    expect_no_leak(&told);
+    let press = stage.function.press_ids().next().unwrap();
+    until_run_waits(press).await;
+    log::take("");
+    (stage, told, press)
+}
+
+fn expect_no_leak(told: &Told) {
+    let invocation = told.take_invocation();
+    assert_eq!([&invocation["CensusLeaks"], &invocation["PressesReplaced"]], [0, 0], "{:?}", log::take(""));
+}
+
+/// Long enough that its press and its run wait for something while it is being set.
+fn long() -> Vec<Value> {
+    vec![record("long", "long", json!({"sections": 100, "paragraphs": 3}))]
+}
+
+/// Has a document set, and meanwhile something done.
+async fn meanwhile(stage: &mut Stage, press: u32, act: impl FnOnce()) -> Vec<String> {
+    let (failed, ()) = tokio::join!(stage.handle(long()), async {
+        until_run_works(press).await;
+        act();
+    });
+    failed
+}
+
+fn what_the_function_leaks_is_told_by_name() {
+    run(async {
+        let (mut stage, told, press) = stage().await;
+        let (stop, stopped) = mpsc::channel::<()>();
+        let mut leaked = None;
+        let failed = meanwhile(&mut stage, press, || {
+            let thread = thread::Builder::new().name("leaky-1".to_owned()).spawn(move || stopped.recv());
+            let child = Command::new("sleep").arg("60").spawn().unwrap();
+            leaked = Some((thread.unwrap(), File::open("/proc/self/limits"), child, tokio::spawn(pending::<()>())));
+        })
+        .await;
+        assert_eq!(failed, [""; 0], "a leak is no reason to fail a document");
+        let lines = log::take("");
+        for name in ["leaky-*", "sleep", "limits", "beside connections"] {
+            assert!(lines.iter().any(|line| line.starts_with("function") && line.contains(name)), "{name}: {lines:?}");
+        }
+        let invocation = told.take_invocation();
+        assert_eq!([&invocation["CensusLeaks"], &invocation["PressesReplaced"]], [4, 0]);
+        assert_eq!(invocation["FunctionChildren"], 2);
+        let (thread, file, mut child, task) = leaked.unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        task.abort();
+        drop((stop, file));
+        let _ = thread.join().unwrap();
+        assert_eq!(stage.handle(vec![letter("next")]).await, [""; 0]);
+        expect_no_leak(&told);
+    });
+}
+
+fn a_press_that_leaks_is_replaced(leak: Signal, told_as: &str) {
+    run(async {
+        let (mut stage, told, press) = stage().await;
+        assert_eq!(meanwhile(&mut stage, press, || signal(press, leak)).await, [""; 0]);
+        let lines = log::take(told_as);
+        assert!(matches!(&lines[..], [line] if line.starts_with("press 1")), "{lines:?} {:?}", log::take(""));
+        let invocation = told.take_invocation();
+        assert_eq!([&invocation["CensusLeaks"], &invocation["PressesReplaced"]], [1, 1]);
+        until("the press is gone", || !support::processes::is_alive(press)).await;
+        assert_eq!(stage.handle(vec![letter("next")]).await, [""; 0]);
+        expect_no_leak(&told);
+    });
+}
+
+/// A press cannot fork with a second thread, and says so itself: before any census.
+fn a_press_that_leaks_a_thread_is_replaced() {
+    run(async {
+        let (mut stage, told, press) = stage().await;
+        assert_eq!(meanwhile(&mut stage, press, || signal(press, A_THREAD)).await, [""; 0]);
+        assert_eq!(log::take("2 threads are alive where one is expected").len(), 1);
+        assert_eq!(told.take_invocation()["PressesReplaced"], 1);
+        assert_eq!(stage.handle(vec![letter("next")]).await, [""; 0]);
+        expect_no_leak(&told);
+    });
+}
+
+fn what_a_run_leaks_is_told_by_name_and_ends_with_it() {
+    run(async {
+        let (mut stage, told, press) = stage().await;
+        assert_eq!(meanwhile(&mut stage, press, || signal(run_of(press), A_THREAD)).await, [""; 0]);
+        let lines = log::take("run of press 1");
+        assert!(lines.iter().any(|line| line.contains("threads      leaky-*")), "{lines:?}");
+        let invocation = told.take_invocation();
+        assert_eq!([&invocation["CensusLeaks"], &invocation["PressesReplaced"]], [1, 0]);
+        assert_eq!(stage.handle(vec![letter("next")]).await, [""; 0]);
+        expect_no_leak(&told);
+    });
+}
+
+/// The walls allow neither: a run is ended for trying.
+fn a_run_cannot_leave_a_file_or_a_child() {
+    run(async {
+        for leak in [A_FILE, A_CHILD] {
+            let (mut stage, told, press) = stage().await;
+            assert_eq!(meanwhile(&mut stage, press, || signal(run_of(press), leak)).await, ["long"]);
+            assert!(log::take("permanent failure")[0].contains("SIGSYS"));
+            let invocation = told.take_invocation();
+            assert_eq!([&invocation["CensusLeaks"], &invocation["RunsCrashed"]], [0, 1]);
+        }
+    });
+}
