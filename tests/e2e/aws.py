@@ -3,6 +3,8 @@
 As a program, it is that server: `aws.py HOST PORT`.
 """
 
+import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -105,6 +107,7 @@ def serve(host: str, port: int) -> None:
 
     keep_order_in_fifo_queues()
     never_ask_how_old_a_message_is()
+    understand_filter_patterns()
     main(["-H", host, "-p", str(port)])
 
 
@@ -129,6 +132,34 @@ def never_ask_how_old_a_message_is() -> None:
     from moto.sqs.models import SQSBackend
 
     SQSBackend.is_message_valid_based_on_retention_period = lambda self, queue_name, message: True
+
+
+def understand_filter_patterns() -> None:
+    """Moto takes a pattern that asks for fields of JSON for one that everything matches."""
+    from moto.logs.utils import UnsupportedFilterPattern
+
+    UnsupportedFilterPattern.matches = lambda self, message: not self.term or matches(self.term, message)
+
+
+def matches(pattern: str, message: str) -> bool:
+    """Whether a log event is what a pattern such as `{ $.a = "b" && $.c > 0 || $.d != 1 }` asks for."""
+    asked = re.fullmatch(r"\{ (.*) \}", pattern)
+    assert asked, f"{pattern} is not as AWS writes patterns"
+    try:
+        line = json.loads(message)
+    except ValueError:
+        return False
+    return any(all(holds(term, line) for term in terms.split(" && ")) for terms in asked[1].split(" || "))
+
+
+def holds(term: str, line: object) -> bool:
+    selector, operator, literal = re.fullmatch(r"\$\.([\w.]+) (=|!=|>) (.+)", term).groups()
+    wanted, found = json.loads(literal), line
+    for name in selector.split("."):
+        found = found.get(name) if isinstance(found, dict) else None
+    if found is None or isinstance(found, str) != isinstance(wanted, str):
+        return False
+    return {"=": found == wanted, "!=": found != wanted}.get(operator, operator == ">" and found > wanted)
 
 
 if __name__ == "__main__":

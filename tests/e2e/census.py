@@ -1,6 +1,7 @@
 """Processes as the kernel sees them, from outside: what /proc says."""
 
 import os
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -22,6 +23,12 @@ def until(what: str, condition: Callable[[], object], patience: float = PATIENCE
 def is_alive(process: int) -> bool:
     """Whether a process is there and not a zombie."""
     return state(process) not in ("", "Z", "X")
+
+
+def kill(process: int) -> None:
+    """Kills a process from outside, and waits until it is dead."""
+    os.kill(process, signal.SIGKILL)
+    until("it is dead", lambda: not is_alive(process))
 
 
 def state(process: int) -> str:
@@ -71,6 +78,18 @@ def resident_kib(process: int) -> int:
 def cpu_seconds(process: int) -> float:
     fields = read(f"/proc/{process}/stat").rpartition(")")[2].split()
     return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK") if fields else 0
+
+
+def make_resident(process: int) -> None:
+    """Looks at every file that a process has mapped, which the kernel then counts as memory that it has."""
+    with open(f"/proc/{process}/maps") as maps, open(f"/proc/{process}/mem", "rb", buffering=0) as memory:
+        for line in maps:
+            addresses, permissions, _, _, inode = line.split()[:5]
+            if permissions.startswith("r") and inode != "0":
+                start, end = (int(address, 16) for address in addresses.split("-"))
+                memory.seek(start)
+                while start < end and (read := memory.read(min(end - start, 1 << 20))):
+                    start += len(read)
 
 
 def open_files(process: int, s3_port: int) -> tuple[list[str], int]:

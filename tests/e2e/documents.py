@@ -126,3 +126,6 @@ KILLING = [
     message("greedy", {"megabytes": None}),
     message("endless", {"endless": True}),
 ]
+
+# A document that takes more than 80 % of that much memory, together with the rest of a function with one press.
+NEARLY_ALL_OF_1024_MB = message("greedy", {"megabytes": 812})

@@ -35,9 +35,7 @@ def with_one_marker(data: object) -> list[object]:
     """The same data again and again, each time with a marker in another of the places."""
     match data:
         case dict():
-            return [
-                {**data, name: changed} for name, value in data.items() for changed in with_one_marker(value)
-            ]
+            return [{**data, name: changed} for name, value in data.items() for changed in with_one_marker(value)]
         case list():
             return [
                 [*data[:index], changed, *data[index + 1 :]]

@@ -1,20 +1,25 @@
 """README's own commands, as they stand there. A new one fails here until it is run, or a reason is given."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 import aws
+import census
 import test_cargo_lambda
+from cloudwatch import metric_lines, template
 from conftest import OUTPUT, StartFunction
-from documents import REPOSITORY, TEMPLATES, message, sample
+from documents import NEARLY_ALL_OF_1024_MB, REPOSITORY, TEMPLATES, event, letter, message, record, sample
 from emulator import CREDENTIALS
 from event_source import EventSource, count, new_queue, queue_with_dead_letters, send_all
+from faulty_s3 import NO_FAULT, Fault, FaultyS3
 
 # What each leaves behind, as a pattern of its output.
 RUN = {
@@ -36,6 +41,23 @@ jq -r '.Messages[0].Body' failed.json > body.json
 aws sqs send-message --queue-url "$QUEUE_URL" --message-body file://body.json
 aws sqs delete-message --queue-url "$DEAD_LETTER_QUEUE_URL" --receipt-handle "$(jq -r '.Messages[0].ReceiptHandle' failed.json)"\
 """.splitlines()
+# What the commands of README's "Operate" say, by the alarm that they begin at, in their order.
+OPERATE = {
+    "": ["LogGroup", ""],
+    "DeadLetterAlarm": [
+        r'^\["\S+","\S+","UnknownTemplate","',
+        '"permanent failure","code":"UnknownTemplate"',
+    ],
+    "BacklogAlarm": ["ApproximateNumberOfMessagesNotVisible", r"^\d.*\tletter\t", "Enabled"],
+    "OutageAlarm": [r" 1 StorageUnavailable\t"],
+    "ErrorsAlarm": ['"status":"timeout"', r"[2-9] permanent failure"],
+    "ThrottlesAlarm": ['"ReservedConcurrentExecutions": 7', None],
+    "CensusLeaksAlarm": [r"press 1 +resident KiB"],
+    "MemoryAlarm": [r'"MemoryUsed":[89]\d', '"stored","template":"greedy"'],
+    "RunsKilledAlarm": [r"1 RunKilled\toverflow\t"],
+    "PressesReplacedAlarm": [r'"PressesReplaced":1,"CensusLeaks":[^0]', "there is more than before"],
+}
+MOTO_CANNOT = {"aws lambda get-account-settings --query AccountLimit.ConcurrentExecutions"}
 NOT_RUN_HERE = {
     "cargo test": ".ci/run runs it, before these tests",
     "sam build": "test_sam.py runs it",
@@ -52,11 +74,20 @@ NOT_RUN_HERE = {
 }
 
 
-def commands() -> list[str]:
+def commands(text: str = (REPOSITORY / "README.md").read_text()) -> list[str]:
     """What stands in README's sh blocks, a command a line, without comments."""
-    blocks = re.findall(r"^```sh\n(.*?)^```", (REPOSITORY / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     lines = [line for block in blocks for line in re.sub(r"\s*\\\n\s*", " ", block).splitlines() if line]
     return [re.sub(r"\s+# .*", "", line) for line in lines]
+
+
+def operating() -> dict[str, list[str]]:
+    """The commands of README's "Operate", by alarm."""
+    chapter = re.search(
+        r"^### From an alarm.*?(?=^## )", (REPOSITORY / "README.md").read_text(), re.MULTILINE | re.DOTALL
+    )[0]
+    first, *parts = re.split(r"^\*\*(\w+Alarm)\*\*", chapter, flags=re.MULTILINE)
+    return {"": commands(first)} | {name: commands(part) for name, part in zip(parts[::2], parts[1::2], strict=True)}
 
 
 def shell(command: str, environment: dict[str, str], folder: Path = REPOSITORY) -> str:
@@ -78,11 +109,12 @@ def shell(command: str, environment: dict[str, str], folder: Path = REPOSITORY) 
 
 def aws_cli(command: str, moto: str) -> str:
     """The command for moto: the CLI's first version does not look at AWS_ENDPOINT_URL_SQS."""
-    return command.replace("aws sqs", f"aws --endpoint-url {moto} sqs")
+    return re.sub(r"\baws (sqs|logs|lambda|cloudformation)\b", rf"aws --endpoint-url {moto} \1", command)
 
 
 def test_every_command_is_run_or_has_a_reason():
-    assert sorted(commands()) == sorted([*RUN, *RUN_IN_A_COPY, SEND_MESSAGE, *MEND, *NOT_RUN_HERE])
+    operate = [command for of_alarm in operating().values() for command in of_alarm]
+    assert sorted(commands()) == sorted([*RUN, *RUN_IN_A_COPY, SEND_MESSAGE, *MEND, *operate, *NOT_RUN_HERE])
 
 
 @pytest.mark.parametrize("command", RUN)
@@ -125,3 +157,86 @@ def test_a_failed_message_is_mended_and_sent_back(start_function: StartFunction,
     (key,) = aws.keys(s3, OUTPUT)
     assert aws.pdf(s3, OUTPUT, key)["Metadata"]["template"] == "invoice"
     assert count(sqs, queue) == count(sqs, dead_letters) == 0
+
+
+# What Lambda itself says of an invocation whose time was over. Source:
+# https://docs.aws.amazon.com/lambda/latest/dg/telemetry-schema-reference.html
+TIMED_OUT = {
+    "time": "2026-07-01T12:00:00.000Z",
+    "type": "platform.report",
+    "record": {
+        "requestId": "6d68ca91-49c9-448d-89b8-7ca3e6dc66aa",
+        "status": "timeout",
+        "metrics": {"durationMs": 60000.0, "billedDurationMs": 60000, "memorySizeMB": 3538, "maxMemoryUsedMB": 512},
+    },
+}
+
+
+@pytest.mark.skipif(not shutil.which("jq"), reason="README's commands want jq")
+def test_the_commands_of_operate_lead_from_each_alarm_to_its_cause(
+    start_function: StartFunction, s3, sqs, moto: str, subtests: pytest.Subtests
+):
+    queue, dead = new_queue(sqs, "operate"), new_queue(sqs, "operate-dead")
+    bodies = [message("lettre", {}), message("overflow", {"depth": 300_000}), message("letter", letter(1))]
+    bodies += [message("letter", letter(2), key="throttled"), NEARLY_ALL_OF_1024_MB]
+    ids = send_all(sqs, queue, [{"MessageBody": body} for body in bodies])
+    variables = {"FAILED_QUEUE_URL": dead, "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "1024", "WORKERS": "1"}
+    with FaultyS3(moto, lambda method, path: Fault(status=503) if "throttled" in path else NO_FAULT) as proxy:
+        variables |= {"AWS_LAMBDA_LOG_FORMAT": "JSON", "AWS_ENDPOINT_URL_S3": proxy.endpoint}
+        emulator = start_function(timeout_seconds=300, **variables)
+        assert EventSource(sqs, queue, emulator.invoke).poll() == len(bodies)
+        census.make_resident(emulator.presses[0])
+        emulator.invoke(event(record("last", message("letter", letter(3)))))
+        emulator.end()
+    lines = [line for line in emulator.log_lines() if line.startswith("{")]
+    put_log(aws.client("logs", moto), [*lines, json.dumps(TIMED_OUT)])
+    make_event_source(moto, queue)
+    make_stack(aws.client("cloudformation", moto))
+
+    of_invocations = [line for line in metric_lines(lines) if "Records" in line]
+    environment = {
+        "QUEUE_URL": queue,
+        "DEAD_LETTER_QUEUE_URL": dead,
+        "LOG_GROUP": "operate",
+        "FUNCTION_NAME": "operate",
+        "MESSAGE_ID": ids[0],
+    }
+    request = {"MemoryAlarm": of_invocations[0]["requestId"], "PressesReplacedAlarm": of_invocations[-1]["requestId"]}
+    log = next(command for command in operating()[""] if command.startswith("log()"))
+    assert operating().keys() == OPERATE.keys()
+    for alarm, of_alarm in operating().items():
+        for command, pattern in zip(of_alarm, OPERATE[alarm], strict=True):
+            if command in MOTO_CANNOT:
+                continue
+            with subtests.test(alarm, command=command):
+                script = aws_cli(f"{log}\n{command}", moto)
+                said = shell(script, CREDENTIALS | environment | {"REQUEST_ID": request.get(alarm, "")})
+                assert re.search(pattern, said, re.MULTILINE), said
+
+
+def put_log(logs, lines: list[str]) -> None:
+    logs.create_log_group(logGroupName="operate")
+    logs.create_log_stream(logGroupName="operate", logStreamName="one")
+    now = time.time_ns() // 1_000_000
+    events = [{"timestamp": now, "message": line} for line in lines]
+    logs.put_log_events(logGroupName="operate", logStreamName="one", logEvents=events)
+
+
+def make_event_source(moto: str, queue_url: str) -> None:
+    """A function that reads the queue, as far as Lambda's API knows, with reserved concurrency."""
+    role = aws.client("iam", moto).create_role(RoleName="operate", AssumeRolePolicyDocument="{}")["Role"]["Arn"]
+    attributes = aws.client("sqs", moto).get_queue_attributes(QueueUrl=queue_url, AttributeNames=["QueueArn"])
+    functions = aws.client("lambda", moto)
+    code = {"ZipFile": b"nothing"}
+    functions.create_function(FunctionName="operate", Role=role, Runtime="provided.al2023", Handler="b", Code=code)
+    functions.create_event_source_mapping(
+        FunctionName="operate", EventSourceArn=attributes["Attributes"]["QueueArn"], BatchSize=10
+    )
+    functions.put_function_concurrency(FunctionName="operate", ReservedConcurrentExecutions=7)
+
+
+def make_stack(cloudformation) -> None:
+    """A stack with the outputs of template.yaml's."""
+    outputs = {name: {"Value": name.lower()} for name, said in template()["Outputs"].items() if "Condition" not in said}
+    body = {"Resources": {"Topic": {"Type": "AWS::SNS::Topic"}}, "Outputs": outputs}
+    cloudformation.create_stack(StackName="pressrun", TemplateBody=json.dumps(body))
