@@ -77,6 +77,14 @@ impl Holdings {
     }
 }
 
+impl Growth {
+    /// Whether one of these is a growth of the same.
+    #[must_use]
+    pub fn is_one_of(&self, growths: &[Self]) -> bool {
+        growths.iter().any(|other| (&self.process, self.kind, &self.name) == (&other.process, other.kind, &other.name))
+    }
+}
+
 /// Growths as a table, a line each.
 pub struct GrowthTable<'a>(pub &'a [Growth]);
 

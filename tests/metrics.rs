@@ -153,6 +153,20 @@ fn runs_and_presses_that_are_lost_are_counted() {
     });
 }
 
+#[test]
+fn a_press_that_is_killed_between_invocations_is_replaced_once_and_no_leak() {
+    let _turn = take_turns();
+    run(async {
+        let (mut stage, told) = Stage::telling(config(2)).await;
+        for press in stage.function.press_ids().collect::<Vec<_>>() {
+            signal(press, Signal::SIGKILL);
+        }
+        assert_eq!(stage.handle(vec![letter("a"), letter("b")]).await, [""; 0]);
+        let invocation = told.take_invocation();
+        assert_eq!([&invocation["PressesReplaced"], &invocation["CensusLeaks"]], [2, 0], "{:?}", log::take(""));
+    });
+}
+
 fn told_nothing(told: &Told) {
     assert!(told.is_empty(), "only an invocation tells something");
 }

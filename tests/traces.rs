@@ -72,7 +72,7 @@ fn a_slow_documents_trace_lies_beside_its_pdf() {
         assert!(events.iter().any(|event| event["name"] == "func call" && event["args"] == lorem));
         let said = log::take("slow");
         assert_eq!(said.len(), 1, "{said:?}");
-        for part in ["INFO", "message_id=\"a\"", "template=\"letter\"", "milliseconds=", "letter/a.pdf.trace.json.gz"] {
+        for part in ["INFO", "messageId=\"a\"", "template=\"letter\"", "milliseconds=", "letter/a.pdf.trace.json.gz"] {
             assert!(said[0].contains(part), "{part}: {}", said[0]);
         }
     });

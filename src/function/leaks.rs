@@ -19,6 +19,10 @@ const PATIENCE: Duration = Duration::from_millis(50);
 /// more than it needs while another becomes free.
 const MOST_CONNECTIONS: usize = 2 * (MOST_READS + MOST_UPLOADS + MOST_REQUESTS);
 
+/// The SDK's clients, of S3 and SQS, have a task each that looks after idle connections, from the
+/// first one on.
+const TASKS_OF_CLIENTS: usize = 2;
+
 /// How much larger than when it was warm a press may be. The largest document so far leaves it some
 /// hundred KiB larger, and then no more.
 const MOST_GROWTH_OF_A_PRESS: u64 = 4 * 1024 * 1024;
@@ -42,12 +46,12 @@ impl Census {
     }
 
     /// Takes a census after an invocation, as soon as there is no more than before, or after all
-    /// patience. What there is more of comes with it.
-    pub async fn take_after(before: &Self, rooms: &[Room]) -> (Self, Vec<Growth>) {
+    /// patience. What there is more of comes with it. `start` is from before all invocations.
+    pub async fn take_after(before: &Self, start: &Self, rooms: &[Room]) -> (Self, Vec<Growth>) {
         let end_of_patience = Instant::now() + PATIENCE;
         loop {
             let after = Self::take(rooms);
-            let growth = after.growth_since(before, rooms);
+            let growth = after.growth_since(before, start, rooms);
             if growth.is_empty() || Instant::now() > end_of_patience {
                 return (after, growth);
             }
@@ -55,28 +59,34 @@ impl Census {
         }
     }
 
-    fn growth_since(&self, before: &Self, rooms: &[Room]) -> Vec<Growth> {
-        let mut growth = self.growth_of_function(before);
+    fn growth_since(&self, before: &Self, start: &Self, rooms: &[Room]) -> Vec<Growth> {
+        let mut growth = self.growth_of_function(before, start);
         for (room, (before, after)) in rooms.iter().zip(before.presses.iter().zip(&self.presses)) {
             let (Some(before), Some(after)) = (before, after) else { continue };
-            growth.extend(after.growth_since(before, &room.name()));
+            // One that was just being killed held nothing before the invocation.
+            let more_than_when_warm = after.growth_since(room.warm_press(), &room.name());
+            let more_than_before = after.growth_since(before, &room.name());
+            growth.extend(more_than_before.into_iter().filter(|growth| growth.is_one_of(&more_than_when_warm)));
             growth.extend(growth_of_memory(room, after));
         }
         growth
     }
 
-    fn growth_of_function(&self, before: &Self) -> Vec<Growth> {
-        let process = "function";
-        let mut growth = self.function.growth_since(&before.function, process);
-        // The SDK keeps its connections, each with a task.
+    fn growth_of_function(&self, before: &Self, start: &Self) -> Vec<Growth> {
+        let process = "function".to_owned();
+        let mut growth = self.function.growth_since(&before.function, &process);
         growth.retain(|growth| growth.name != SOCKET || growth.after > MOST_CONNECTIONS);
-        let new_connections = self.connections().saturating_sub(before.connections());
-        if self.tasks > before.tasks + new_connections {
+        let (before, after) = (before.tasks_beside_connections(), self.tasks_beside_connections());
+        if after > before && after > start.tasks_beside_connections() + TASKS_OF_CLIENTS {
             let name = "beside connections".to_owned();
-            let (before, after) = (before.tasks, self.tasks - new_connections);
-            growth.push(Growth { process: process.to_owned(), kind: "tasks", name, before, after });
+            growth.push(Growth { process, kind: "tasks", name, before, after });
         }
         growth
+    }
+
+    /// Each of the SDK's connections, which it keeps, has a task.
+    fn tasks_beside_connections(&self) -> usize {
+        self.tasks.saturating_sub(self.connections())
     }
 
     pub fn connections(&self) -> usize {
@@ -85,7 +95,7 @@ impl Census {
 }
 
 fn growth_of_memory(room: &Room, after: &Holdings) -> Option<Growth> {
-    let (before, after) = (room.warm_bytes(), after.resident_bytes);
+    let (before, after) = (room.warm_press().resident_bytes, after.resident_bytes);
     let kib = |bytes: u64| usize::try_from(bytes / 1024).unwrap_or(usize::MAX);
     (after > before + MOST_GROWTH_OF_A_PRESS).then(|| Growth {
         process: room.name(),

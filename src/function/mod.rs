@@ -58,6 +58,8 @@ pub struct Function {
     /// What is left of the memory when the function and its presses have theirs.
     memory_for_runs: Option<u64>,
     metrics: Metrics,
+    /// From before the first invocation.
+    census_at_start: Census,
     /// How long the presses took to be warm, until the first invocation has told it.
     untold_init_time: Cell<Option<Duration>>,
 }
@@ -113,8 +115,19 @@ impl Function {
         let storage = Storage::new(clients.s3, &config);
         let queues = Queues::new(clients.sqs, &config);
         let metrics = Metrics::NONE;
+        let census_at_start = Census::take(&rooms);
         let untold_init_time = Cell::new(Some(init_time));
-        let function = Self { config, storage, queues, rooms, templates, memory_for_runs, metrics, untold_init_time };
+        let function = Self {
+            config,
+            storage,
+            queues,
+            rooms,
+            templates,
+            memory_for_runs,
+            metrics,
+            census_at_start,
+            untold_init_time,
+        };
         function.log_level();
         Ok(function)
     }
@@ -175,6 +188,7 @@ impl Function {
     }
 
     async fn set_batch_and_tell(&mut self, records: Vec<Record>, invocation: Invocation<'_>) -> Vec<RecordVerdict> {
+        join_all(self.rooms.iter_mut().map(Room::replace_if_dead)).await;
         let before = Census::take(&self.rooms);
         let accounts: Vec<Account> = records.iter().map(Account::open).collect();
         self.set_all(&records, &accounts, invocation.deadline, invocation.request_id).await;
@@ -222,7 +236,7 @@ impl Function {
     /// Compares what there is with what there was before the invocation, says what is more, and
     /// replaces presses that have grown. Tells the invocation's metrics.
     async fn look_for_leaks(&mut self, before: &Census, records: usize, invocation: Invocation<'_>) {
-        let (after, mut growth) = Census::take_after(before, &self.rooms).await;
+        let (after, mut growth) = Census::take_after(before, &self.census_at_start, &self.rooms).await;
         for room in &mut self.rooms {
             if growth.iter().any(|growth| growth.process == room.name()) {
                 room.replace().await;

@@ -98,7 +98,7 @@ pub struct Room {
 /// What a press and its run held when the press had just become warm.
 #[derive(Default)]
 struct Warm {
-    resident_bytes: u64,
+    press: Holdings,
     run: Holdings,
 }
 
@@ -178,10 +178,10 @@ impl Room {
         format!("press {}", self.number)
     }
 
-    /// What the press had in memory when it had just become warm.
+    /// What the press held when it had just become warm.
     #[must_use]
-    pub fn warm_bytes(&self) -> u64 {
-        self.warm.resident_bytes
+    pub fn warm_press(&self) -> &Holdings {
+        &self.warm.press
     }
 
     /// What has happened since this was asked last.
@@ -247,6 +247,15 @@ impl Room {
         let span = span_of_press(self.number);
         self.end_run().instrument(span.clone()).await;
         self.replace_if_gone().instrument(span).await;
+    }
+
+    /// Starts another press if this one has ended since the last invocation.
+    pub async fn replace_if_dead(&mut self) {
+        let Some(press) = &mut self.press else { return };
+        if !matches!(press.process.try_wait(), Ok(None)) {
+            tracing::warn!(press = self.number, "a press has ended while nobody asked it for anything");
+            self.replace().await;
+        }
     }
 
     /// Starts another press in place of this one.
@@ -325,7 +334,7 @@ impl Room {
 impl Warm {
     fn look_at(press: &Press) -> Self {
         let Some(process) = press.process.id() else { return Self::default() };
-        Self { resident_bytes: census::resident_bytes(process), run: press.run().map(Holdings::of).unwrap_or_default() }
+        Self { press: Holdings::of(process), run: press.run().map(Holdings::of).unwrap_or_default() }
     }
 }
 
