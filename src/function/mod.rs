@@ -3,7 +3,7 @@
 //! [`records`] takes the event apart, [`chains`] says which of them wait for which, [`batch`]
 //! sets and stores, [`verdict`] is what becomes of each record, [`backoff`] when it comes back,
 //! [`deadline`], [`limits`] and [`shares`] how much time, memory and threads there are,
-//! [`runtime`] what Lambda calls. Imports everything else. Must never be true: that the handler
+//! [`runtime`] what Lambda calls, [`termination`] how it says that it is over. Imports everything else. Must never be true: that the handler
 //! returns while something that it started goes on.
 
 mod backoff;
@@ -14,6 +14,7 @@ pub mod limits;
 pub mod records;
 mod runtime;
 mod shares;
+mod termination;
 pub mod verdict;
 
 use std::cell::RefCell;

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use lambda_runtime::{Diagnostic, LambdaEvent, service_fn};
 use serde_json::Value;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Mutex;
 
 use super::deadline::Deadline;
-use super::{Function, Invocation};
+use super::{Function, Invocation, termination};
 use crate::aws::Clients;
 use crate::config::{self, Config};
 
@@ -22,7 +23,12 @@ pub fn main() -> ExitCode {
         .thread_keep_alive(Duration::ZERO)
         .build();
     let ran = match runtime {
-        Ok(runtime) => runtime.block_on(run()),
+        Ok(runtime) => {
+            let ran = runtime.block_on(run());
+            // Else a name lookup that hangs would be waited for.
+            runtime.shutdown_background();
+            ran
+        }
         Err(error) => Err(error.into()),
     };
     match ran {
@@ -42,7 +48,10 @@ async fn run() -> Result<(), lambda_runtime::Error> {
     }
     let config = Config::from_env()?;
     let clients = Clients::from_env(config.has_own_s3_endpoint).await;
-    let function = &Mutex::new(Function::start(config, clients).await?);
+    let (started, extension) = tokio::join!(Function::start(config, clients), termination::register());
+    let mut sigterm = signal(SignalKind::terminate())?;
+    let stage = Mutex::new(started?);
+    let function = &stage;
     let handler = move |event: LambdaEvent<Value>| async move {
         let deadline = Deadline::from_lambda(event.context.deadline());
         let invocation = Invocation { deadline, request_id: Some(&event.context.request_id) };
@@ -53,5 +62,17 @@ async fn run() -> Result<(), lambda_runtime::Error> {
             .await
             .map_err(|error| Diagnostic { error_type: "EventError".to_owned(), error_message: error.to_string() })
     };
-    lambda_runtime::run(service_fn(handler)).await
+    let sigterm = async {
+        sigterm.recv().await;
+        let doing = if function.try_lock().is_ok() { "idle" } else { "working" };
+        tracing::info!("SIGTERM while {doing}: presses and runs are ended");
+    };
+    // SIGTERM drops the invocation under way: Lambda hears nothing of it, and SQS delivers again.
+    let ran = tokio::select! {
+        ran = lambda_runtime::run(service_fn(handler)) => ran,
+        () = sigterm => Ok(()),
+        never = termination::stay_registered(extension) => match never {},
+    };
+    stage.into_inner().stop().await;
+    ran
 }
