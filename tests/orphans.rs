@@ -40,34 +40,9 @@ impl Stage {
     /// Starts a function and waits until it asks for its first event.
     fn start(extensions: Extensions) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let function = Command::new(env!("CARGO_BIN_EXE_pressrun"))
-            .env("AWS_LAMBDA_RUNTIME_API", listener.local_addr().unwrap().to_string())
-            .env("AWS_LAMBDA_FUNCTION_NAME", "pressrun")
-            .env("AWS_LAMBDA_FUNCTION_VERSION", "$LATEST")
-            .env("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "3538")
-            .env("AWS_REGION", "eu-central-1")
-            .env("AWS_ACCESS_KEY_ID", "key")
-            .env("AWS_SECRET_ACCESS_KEY", "secret")
-            .env("OUTPUT_BUCKET", "output")
-            .env("WORKERS", "2")
-            .env("TEMPLATES_DIR", test_templates())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut others = Vec::new();
-        loop {
-            let (mut connection, _) = listener.accept().unwrap();
-            let request = read_request(&mut connection);
-            if request.starts_with(NEXT_EVENT) {
-                return Self { function, listener, connection, others };
-            }
-            if request.starts_with(REGISTER) {
-                connection.write_all(extensions.answer_to_registration().as_bytes()).unwrap();
-            } else {
-                assert!(request.starts_with(NEXT_EVENT_OF_EXTENSION), "{request}");
-            }
-            others.push(connection);
-        }
+        let function = start_function(&listener);
+        let (connection, others) = hear_until_first_event_is_wanted(&listener, extensions);
+        Self { function, listener, connection, others }
     }
 
     /// Gives both presses a document that never ends, and waits until they work.
@@ -124,6 +99,41 @@ impl Stage {
             connection.read_to_string(&mut said).unwrap();
             assert!(said.is_empty() || said.starts_with(NEXT_EVENT_OF_EXTENSION), "{said}");
         }
+    }
+}
+
+fn start_function(listener: &TcpListener) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_pressrun"))
+        .env("AWS_LAMBDA_RUNTIME_API", listener.local_addr().unwrap().to_string())
+        .env("AWS_LAMBDA_FUNCTION_NAME", "pressrun")
+        .env("AWS_LAMBDA_FUNCTION_VERSION", "$LATEST")
+        .env("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "3538")
+        .env("AWS_REGION", "eu-central-1")
+        .env("AWS_ACCESS_KEY_ID", "key")
+        .env("AWS_SECRET_ACCESS_KEY", "secret")
+        .env("OUTPUT_BUCKET", "output")
+        .env("WORKERS", "2")
+        .env("TEMPLATES_DIR", test_templates())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+/// Gives the connection on which the first event is asked for, and those before it.
+fn hear_until_first_event_is_wanted(listener: &TcpListener, extensions: Extensions) -> (TcpStream, Vec<TcpStream>) {
+    let mut others = Vec::new();
+    loop {
+        let (mut connection, _) = listener.accept().unwrap();
+        let request = read_request(&mut connection);
+        if request.starts_with(NEXT_EVENT) {
+            return (connection, others);
+        }
+        if request.starts_with(REGISTER) {
+            connection.write_all(extensions.answer_to_registration().as_bytes()).unwrap();
+        } else {
+            assert!(request.starts_with(NEXT_EVENT_OF_EXTENSION), "{request}");
+        }
+        others.push(connection);
     }
 }
 
