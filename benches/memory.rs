@@ -6,60 +6,27 @@ mod embedded_s3;
 #[path = "../tests/support/processes.rs"]
 #[allow(dead_code, reason = "only the memory is of interest")]
 mod processes;
+#[path = "support/s3_process.rs"]
+mod s3_process;
 mod support;
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use embedded_s3::EmbeddedS3;
 use pressrun::config::Config;
 use pressrun::function::Function;
 use pressrun::function::deadline::Deadline;
 use processes::resident_bytes;
+use s3_process::S3Process;
 use serde_json::{Value, json};
 use support::{cores, invoice, templates};
 
 const CHECKPOINTS: [usize; 5] = [0, 10, 500, 2_000, 10_000];
 
-/// The first argument of this program as the S3 server.
-const S3_ROLE: &str = "s3";
-
 fn main() -> std::process::ExitCode {
-    if std::env::args().nth(1).as_deref() == Some(S3_ROLE) {
-        let s3 = EmbeddedS3::start(&["output"]);
-        println!("{}", s3.endpoint());
-        // Serves until the benchmark closes its end.
-        std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).unwrap();
-        return std::process::ExitCode::SUCCESS;
-    }
-    support::main(benchmark)
-}
-
-struct S3Process {
-    process: Child,
-    endpoint: String,
-}
-
-impl S3Process {
-    fn start() -> Self {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        let mut process = command.arg(S3_ROLE).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let mut endpoint = String::new();
-        BufReader::new(process.stdout.take().unwrap()).read_line(&mut endpoint).unwrap();
-        Self { process, endpoint: endpoint.trim_end().to_owned() }
-    }
-}
-
-impl Drop for S3Process {
-    fn drop(&mut self) {
-        drop(self.process.stdin.take());
-        self.process.wait().unwrap();
-    }
+    s3_process::play_s3_role().unwrap_or_else(|| support::main(benchmark))
 }
 
 async fn benchmark() {
-    // In a process of its own, so that its memory is not the function's.
     let s3 = S3Process::start();
     let variables = |name: &str| match name {
         "OUTPUT_BUCKET" => Some("output".to_owned()),

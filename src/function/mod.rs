@@ -4,7 +4,8 @@
 //! sets and stores, [`verdict`] is what becomes of each record, [`backoff`] when it comes back,
 //! [`deadline`], [`limits`] and [`shares`] how much time, memory and threads there are, [`leaks`]
 //! what is left that should not be, [`account`], [`logging`] and [`metrics`] who hears of all
-//! that, [`runtime`] what Lambda calls. Imports everything else. Must never be true: that the handler
+//! that, [`runtime`] what Lambda calls, [`termination`] how it says that it is over. Imports
+//! everything else. Must never be true: that the handler
 //! returns while something that it started goes on.
 
 mod account;
@@ -19,6 +20,7 @@ pub mod metrics;
 pub mod records;
 mod runtime;
 mod shares;
+mod termination;
 pub mod verdict;
 
 use std::cell::Cell;

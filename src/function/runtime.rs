@@ -12,7 +12,7 @@ use tokio::sync::Mutex;
 
 use super::deadline::Deadline;
 use super::metrics::Metrics;
-use super::{Function, Invocation, logging};
+use super::{Function, Invocation, logging, termination};
 use crate::aws::Clients;
 use crate::census;
 use crate::config::{self, Config, LogSettings};
@@ -30,7 +30,12 @@ pub fn main() -> ExitCode {
         .thread_name("lookup")
         .build();
     let ran = match runtime {
-        Ok(runtime) => runtime.block_on(run()),
+        Ok(runtime) => {
+            let ran = runtime.block_on(run());
+            // Else a name lookup that hangs would be waited for.
+            runtime.shutdown_background();
+            ran
+        }
         Err(error) => Err(error.into()),
     };
     match ran {
@@ -51,7 +56,10 @@ async fn run() -> Result<(), lambda_runtime::Error> {
     let config = Config::from_env()?;
     let metrics = Metrics::new(&config.function_name, LogSettings::from_env().level_name, io::stdout());
     let clients = Clients::from_env(config.has_own_s3_endpoint).await;
-    let function = &Mutex::new(Function::start(config, clients).await?.telling(metrics));
+    let (started, extension) = tokio::join!(Function::start(config, clients), termination::register());
+    let mut sigterm = signal(SignalKind::terminate())?;
+    let stage = Mutex::new(started?.telling(metrics));
+    let function = &stage;
     let handler = move |event: LambdaEvent<Value>| async move {
         let deadline = Deadline::from_lambda(event.context.deadline());
         let invocation = Invocation { deadline, request_id: Some(&event.context.request_id) };
@@ -62,12 +70,22 @@ async fn run() -> Result<(), lambda_runtime::Error> {
             .await
             .map_err(|error| Diagnostic { error_type: "EventError".to_owned(), error_message: error.to_string() })
     };
-    tokio::select! {
+    let sigterm = async {
+        sigterm.recv().await;
+        let doing = if function.try_lock().is_ok() { "idle" } else { "working" };
+        tracing::info!("SIGTERM while {doing}: presses and runs are ended");
+    };
+    // SIGTERM drops the invocation under way: Lambda hears nothing of it, and SQS delivers again.
+    let ran = tokio::select! {
         ran = lambda_runtime::run(service_fn(handler)) => ran,
+        () = sigterm => Ok(()),
         error = tell_census_on_request(|tasks, table| tracing::info!(tasks, "a census was asked for\n{table}")) => {
             Err(error.into())
         }
-    }
+        never = termination::stay_registered(extension) => match never {},
+    };
+    stage.into_inner().stop().await;
+    ran
 }
 
 /// Tells a census of this process and all below it at each SIGUSR1, also while work is under way.

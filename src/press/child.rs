@@ -30,6 +30,7 @@ pub(super) struct Run {
     /// Does not block either.
     pub answers: FrameReader<OwnedFd>,
     stderr: File,
+    is_reaped: bool,
     /// Until it says that it is warm: a document would have to wait.
     pub is_warming: bool,
 }
@@ -62,6 +63,7 @@ impl Run {
                     requests,
                     answers: FrameReader::new(answers),
                     stderr,
+                    is_reaped: false,
                     is_warming: sample.is_some(),
                 })
             }
@@ -112,6 +114,7 @@ impl Run {
     pub fn kill(&mut self) -> io::Result<(End, RunEnd)> {
         kill(self.pid, Signal::SIGKILL)?;
         let ended = os::wait(self.pid)?;
+        self.is_reaped = true;
         Ok((ended.how, describe(&ended, self.stderr_text())))
     }
 
@@ -125,6 +128,15 @@ impl Run {
         match read {
             Ok(_) => String::from_utf8_lossy(&text).into_owned(),
             Err(error) => format!("(cannot be read: {error})"),
+        }
+    }
+}
+
+/// However a press ends by itself, it leaves no run that somebody else would have to reap.
+impl Drop for Run {
+    fn drop(&mut self) {
+        if !self.is_reaped {
+            let _ = self.kill();
         }
     }
 }

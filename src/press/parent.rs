@@ -45,11 +45,17 @@ pub fn main(templates_dir: &Path, most_threads: usize, level: Level) -> ExitCode
 fn exit_code(result: io::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_end_of_function(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("press: {error}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// Whether the function has closed its end of the pipes, in the middle of something. It knows.
+fn is_end_of_function(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe)
 }
 
 /// Loads everything and sets each template's sample, on a pool that is joined. Says which one it
@@ -125,7 +131,6 @@ impl Press {
                 kind => return Err(io::Error::other(format!("a {kind:?} frame where it makes no sense"))),
             }
         }
-        self.run.kill()?;
         Ok(())
     }
 
@@ -240,8 +245,7 @@ impl Press {
             return Ok(Some(Stop::TimeIsOver));
         }
         if function_is_ready && self.function.read()? == Read::End {
-            self.run.kill()?;
-            return Err(io::Error::other("the function has gone while a document was being set"));
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
         if run_is_ready && self.run.answers.read()? == Read::End {
             return Ok(Some(Stop::Run));

@@ -30,6 +30,10 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// nobody else does, a sample that never ends is to be an error.
 const INIT_PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long a press may take to end its run and itself when it is told to. Lambda gives a function
+/// 500 ms from SIGTERM on, and the kernel needs 36 ms to take back 400 MB from a run.
+const ENDING: Duration = Duration::from_millis(200);
+
 /// How long the last lines of a press that has ended may take to be read.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
@@ -459,9 +463,12 @@ impl Press {
         census::children(self.process.id()?).first().copied()
     }
 
+    /// Tells the press to end, which reaps its run and exits; kills it if it does not.
     async fn close(mut self) {
         drop((self.requests, self.answers));
-        if let Err(error) = self.process.kill().await {
+        if in_time(ENDING, self.process.wait()).await.is_err()
+            && let Err(error) = self.process.kill().await
+        {
             tracing::error!(%error, "a press cannot be killed and waited for");
         }
         // Ends with the press, if that was the only one to hold the other end.

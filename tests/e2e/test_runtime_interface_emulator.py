@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import threading
 from pathlib import Path
@@ -123,10 +124,12 @@ def test_five_hundred_invocations_leave_nothing_behind(start_function: StartFunc
 def test_sigterm_ends_an_idle_function_and_all_that_is_its(start_function: StartFunction):
     emulator = start_function()
     emulator.invoke(letters(1))
-    family = [emulator.function, *census.descendants(emulator.function)]
-    assert len(family) == 1 + 2 * WORKERS
-    os.kill(emulator.function, signal.SIGTERM)
-    expect_gone(family)
+    function, family = emulator.function, census.descendants(emulator.function)
+    assert len(family) == 2 * WORKERS
+    os.kill(function, signal.SIGTERM)
+    expect_gone([function])
+    expect_reaped(family)
+    assert said_of_sigterm(emulator) == ["idle"]
 
 
 @pytest.mark.parametrize("whom", ["function", "emulator"])
@@ -145,12 +148,29 @@ def test_sigterm_ends_a_working_function_and_all_that_is_its(start_function: Sta
     invoking = threading.Thread(target=invoke)
     invoking.start()
     census.until("all presses have worked for a while", lambda: all_runs_have_used(function, cpu_seconds=0.2))
-    family = [function, *census.descendants(function)]
-    assert len(family) == 1 + 2 * WORKERS
+    family = census.descendants(function)
+    assert len(family) == 2 * WORKERS
     os.kill(function if whom == "function" else emulator.process.pid, signal.SIGTERM)
-    expect_gone(family)
+    expect_gone([function])
+    if whom == "function":
+        expect_reaped(family)
+        assert said_of_sigterm(emulator) == ["working"]
+    else:
+        # It kills the function at once. What that has started ends by itself.
+        expect_gone(family)
     invoking.join(timeout=10)
     assert len(outcome) == 1 and not isinstance(outcome[0], dict), "nothing was acknowledged"
+
+
+def expect_reaped(processes: list[int]) -> None:
+    left = [(process, state) for process in processes if (state := census.state(process))]
+    assert left == [], "no process, and no zombie, is left to others when the function has ended"
+
+
+def said_of_sigterm(emulator: Emulator) -> list[str]:
+    """What the function was doing, as each of its lines about SIGTERM says."""
+    lines = [re.search(r"SIGTERM while (\w+)", line) for line in emulator.log_lines()]
+    return [line[1] for line in lines if line]
 
 
 def all_runs_have_used(function: int, cpu_seconds: float) -> bool:

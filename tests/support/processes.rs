@@ -46,8 +46,17 @@ pub fn children(process: u32) -> Vec<u32> {
 }
 
 fn parent(process: u32) -> Option<u32> {
+    fields_of_stat(process)?.get(1)?.parse().ok()
+}
+
+fn is_asleep(process: u32) -> bool {
+    fields_of_stat(process).is_some_and(|fields| fields[0] == "S")
+}
+
+/// What proc(5) says of a process behind its name, from its state on.
+fn fields_of_stat(process: u32) -> Option<Vec<String>> {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+    Some(stat.rsplit_once(')')?.1.split_whitespace().map(str::to_owned).collect())
 }
 
 /// Resident memory in bytes.
@@ -90,7 +99,9 @@ pub async fn until(what: &str, condition: impl Fn() -> bool) {
 pub async fn until_run_waits(press: u32) {
     until("the run waits", || {
         let runs = children(press);
-        runs.len() == 1 && threads(runs[0]).len() == 1 && stdout(runs[0]) != stdout(press)
+        let [run] = runs[..] else { return false };
+        // One that has not yet begun to get warm also has one thread, but does not sleep.
+        threads(run).len() == 1 && is_asleep(run) && stdout(run) != stdout(press)
     })
     .await;
 }

@@ -1,0 +1,44 @@
+//! An S3 server in a process of its own, so that neither its memory nor its threads are counted
+//! as the function's.
+
+use std::io::{self, BufRead, BufReader};
+use std::process::{Child, Command, ExitCode, Stdio};
+
+use crate::embedded_s3::EmbeddedS3;
+
+/// The first argument of this program as the S3 server.
+const S3_ROLE: &str = "s3";
+
+/// Serves a bucket `output` until whoever started this closes its end, if this process was
+/// started for that.
+pub fn play_s3_role() -> Option<ExitCode> {
+    if std::env::args().nth(1).as_deref() != Some(S3_ROLE) {
+        return None;
+    }
+    let s3 = EmbeddedS3::start(&["output"]);
+    println!("{}", s3.endpoint());
+    io::copy(&mut io::stdin(), &mut io::sink()).unwrap();
+    Some(ExitCode::SUCCESS)
+}
+
+pub struct S3Process {
+    process: Child,
+    pub endpoint: String,
+}
+
+impl S3Process {
+    pub fn start() -> Self {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        let mut process = command.arg(S3_ROLE).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut endpoint = String::new();
+        BufReader::new(process.stdout.take().unwrap()).read_line(&mut endpoint).unwrap();
+        Self { process, endpoint: endpoint.trim_end().to_owned() }
+    }
+}
+
+impl Drop for S3Process {
+    fn drop(&mut self) {
+        drop(self.process.stdin.take());
+        self.process.wait().unwrap();
+    }
+}
