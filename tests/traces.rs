@@ -1,10 +1,13 @@
 //! Where the time of a slow document went: its trace lies beside its PDF, and no document is worse
 //! off for that.
+//!
+//! What memory there is depends on what this process has, so the tests take turns.
 
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use flate2::read::GzDecoder;
@@ -15,6 +18,12 @@ use support::{OUTPUT, Stage, config, letter, letter_to, log, received, record, r
 
 /// What is longer than any document takes.
 const NEVER: Duration = Duration::from_hours(1);
+
+fn run_alone<T>(test: impl Future<Output = T>) -> T {
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    run(test)
+}
 
 fn tracing(slower_than: Duration) -> Config {
     Config { trace_slower_than: Some(slower_than), ..config(1) }
@@ -57,7 +66,7 @@ fn files(events: &[Value]) -> BTreeSet<&str> {
 
 #[test]
 fn a_slow_documents_trace_lies_beside_its_pdf() {
-    run(async {
+    run_alone(async {
         let mut stage = stage().await;
         assert_eq!(stage.handle(vec![letter("a")]).await, [""; 0]);
         assert_eq!(stage.s3.requests(), ["PUT output/letter/a.pdf", "PUT output/letter/a.pdf.trace.json.gz"]);
@@ -80,7 +89,7 @@ fn a_slow_documents_trace_lies_beside_its_pdf() {
 
 #[test]
 fn a_trace_has_no_value_of_the_data() {
-    run(async {
+    run_alone(async {
         let mut stage = stage().await;
         assert_eq!(stage.handle(vec![record("a", "letter", json!({"to": "Zaphod Beeblebrox"}))]).await, [""; 0]);
         let json = json_of_trace(&stage, "letter", "a").unwrap();
@@ -91,7 +100,7 @@ fn a_trace_has_no_value_of_the_data() {
 
 #[test]
 fn a_fast_document_leaves_none() {
-    run(async {
+    run_alone(async {
         for config in [config(1), tracing(NEVER)] {
             let mut stage = Stage::with(config).await;
             assert_eq!(stage.handle(vec![letter("a")]).await, [""; 0]);
@@ -103,7 +112,7 @@ fn a_fast_document_leaves_none() {
 
 #[test]
 fn the_same_bytes_come_out_with_and_without_a_trace() {
-    run(async {
+    run_alone(async {
         let mut traced = stage().await;
         let mut plain = Stage::with_presses(1).await;
         let long = || record("a", "long", json!({"sections": 12, "paragraphs": 3}));
@@ -114,7 +123,7 @@ fn the_same_bytes_come_out_with_and_without_a_trace() {
 
 #[test]
 fn a_trace_has_nothing_of_the_documents_before() {
-    run(async {
+    run_alone(async {
         let mut stage = stage().await;
         // In one press, and so in one run but for what comes after the panic.
         let failed = stage
@@ -138,7 +147,7 @@ fn a_trace_has_nothing_of_the_documents_before() {
 
 #[test]
 fn however_many_events_there_are_a_trace_is_bounded_and_whole() {
-    run(async {
+    run_alone(async {
         // More than twice the memory would not do for all of them.
         let config = Stage::config_with_memory(1, 200).await;
         let mut stage = Stage::with(Config { trace_slower_than: Some(Duration::ZERO), ..config }).await;
@@ -154,7 +163,7 @@ fn however_many_events_there_are_a_trace_is_bounded_and_whole() {
 
 #[test]
 fn a_document_does_not_fail_for_the_memory_of_its_trace() {
-    run(async {
+    run_alone(async {
         let config = Stage::config_with_memory(1, 126).await;
         let mut stage = Stage::with(Config { trace_slower_than: Some(Duration::ZERO), ..config }).await;
         let large = |id: &str, calls| record(id, "calls", json!({"calls": calls, "megabytes": 60}));
@@ -167,7 +176,7 @@ fn a_document_does_not_fail_for_the_memory_of_its_trace() {
 
 #[test]
 fn a_document_is_stored_whatever_becomes_of_its_trace() {
-    run(async {
+    run_alone(async {
         let mut stage = stage().await;
         let long_key = format!("{}.pdf", "k".repeat(1020));
         for fault in [Fault::AccessDenied, Fault::InternalError, Fault::NoSuchBucket] {
@@ -187,7 +196,7 @@ fn a_document_is_stored_whatever_becomes_of_its_trace() {
 
 #[test]
 fn what_is_not_set_is_not_traced() {
-    run(async {
+    run_alone(async {
         let mut stage = stage().await;
         stage.handle(vec![letter("a")]).await;
         stage.s3.remove(OUTPUT, "letter/a.pdf.trace.json.gz");

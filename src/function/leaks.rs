@@ -21,7 +21,7 @@ const MOST_CONNECTIONS: usize = 2 * (MOST_READS + MOST_UPLOADS + MOST_REQUESTS);
 
 /// The SDK's clients, of S3 and SQS, have a task each that looks after idle connections, from the
 /// first one on.
-const TASKS_OF_CLIENTS: usize = 2;
+const TASKS_OF_CLIENTS: i64 = 2;
 
 /// How much larger than when it was warm a press may be. The largest document so far leaves it some
 /// hundred KiB larger, and then no more.
@@ -74,19 +74,24 @@ impl Census {
 
     fn growth_of_function(&self, before: &Self, start: &Self) -> Vec<Growth> {
         let process = "function".to_owned();
+        // What belongs to a press that was just dying had gone before the invocation, and is back.
+        let more_than_at_start = self.function.growth_since(&start.function, &process);
         let mut growth = self.function.growth_since(&before.function, &process);
+        growth.retain(|growth| growth.is_one_of(&more_than_at_start));
         growth.retain(|growth| growth.name != SOCKET || growth.after > MOST_CONNECTIONS);
-        let (before, after) = (before.tasks_beside_connections(), self.tasks_beside_connections());
-        if after > before && after > start.tasks_beside_connections() + TASKS_OF_CLIENTS {
-            let name = "beside connections".to_owned();
+        let beside = self.tasks_beside_connections();
+        let is_more = beside > before.tasks_beside_connections();
+        if is_more && beside > start.tasks_beside_connections() + TASKS_OF_CLIENTS {
+            let (name, before, after) = ("of tokio".to_owned(), before.tasks, self.tasks);
             growth.push(Growth { process, kind: "tasks", name, before, after });
         }
         growth
     }
 
-    /// Each of the SDK's connections, which it keeps, has a task.
-    fn tasks_beside_connections(&self) -> usize {
-        self.tasks.saturating_sub(self.connections())
+    /// Each of the SDK's connections, which it keeps, has a task. Not every socket is one of those.
+    fn tasks_beside_connections(&self) -> i64 {
+        let [tasks, connections] = [self.tasks, self.connections()].map(|count| i64::try_from(count).unwrap_or(0));
+        tasks - connections
     }
 
     pub fn connections(&self) -> usize {
