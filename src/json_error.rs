@@ -1,7 +1,7 @@
 //! What serde has to say of JSON, without the values that it quotes: they may be anybody's data, and
 //! errors go to the log.
 
-/// An error as serde_json words it, but of a value that is of the wrong kind only the kind.
+/// An error as `serde_json` words it, but of a value that is of the wrong kind only the kind.
 #[must_use]
 pub fn without_value(error: &serde_json::Error) -> String {
     let text = error.to_string();

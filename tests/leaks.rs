@@ -33,7 +33,7 @@ extern "C" fn leak_a_thread(_: i32) {
         .name("leaky-1".to_owned())
         .spawn(|| {
             loop {
-                thread::park()
+                thread::park();
             }
         })
         .unwrap();

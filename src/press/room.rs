@@ -216,6 +216,9 @@ impl Room {
     ///
     /// # Errors
     /// When there is no press and none can be started.
+    ///
+    /// # Panics
+    /// Never: there is a press then.
     pub async fn set(
         &mut self,
         header: &Header,
