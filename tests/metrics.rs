@@ -25,6 +25,10 @@ fn number(record: &Value, metric: &str) -> f64 {
     record[metric].as_f64().unwrap_or_else(|| panic!("no {metric} in {record}"))
 }
 
+fn milliseconds(time: SystemTime) -> u128 {
+    time.duration_since(UNIX_EPOCH).unwrap().as_millis()
+}
+
 fn long(id: &str) -> Value {
     record(id, "long", json!({"sections": 100, "paragraphs": 3}))
 }
@@ -35,9 +39,9 @@ fn a_document_tells_its_pages_its_bytes_and_where_its_time_went() {
     run(async {
         let (mut stage, told) = Stage::telling(config(1)).await;
         stage.s3.answer_all_with(Some(Fault::Delay(Duration::from_millis(50))));
-        let an_hour_ago = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() - Duration::from_hours(1);
+        let an_hour_ago = SystemTime::now() - Duration::from_hours(1);
         let mut letter = letter("short");
-        letter["attributes"]["SentTimestamp"] = an_hour_ago.as_millis().to_string().into();
+        letter["attributes"]["SentTimestamp"] = milliseconds(an_hour_ago).to_string().into();
         assert_eq!(stage.handle(vec![long("long"), letter]).await, [""; 0]);
         let (documents, _) = told.take();
         let [long, short] = &documents[..] else { panic!("{documents:?}") };
