@@ -100,7 +100,7 @@ impl fmt::Display for GrowthTable<'_> {
 /// What this process and everything below it hold at this moment, as a table with a line a process.
 #[must_use]
 pub fn table_of_this_process() -> String {
-    let mut table = format!("{:<24} {:>9}  {:<28} {}", "process", "resident", "threads", "open files");
+    let mut table = format!("{:<24} {:>10}  {:<28} {}", "process", "resident", "threads", "open files");
     add_lines(&mut table, std::process::id(), 0);
     table
 }
@@ -109,7 +109,7 @@ fn add_lines(table: &mut String, process: u32, depth: usize) {
     let Holdings { threads, open_files, resident_bytes, .. } = Holdings::of(process);
     let name = format!("{:indent$}{} {process}", "", name_of(&format!("/proc/{process}/comm")), indent = 2 * depth);
     let resident = format!("{} KiB", resident_bytes / 1024);
-    let _ = write!(table, "\n{name:<24} {resident:>9}  {:<28} {}", listed(&threads), listed(&open_files));
+    let _ = write!(table, "\n{name:<24} {resident:>10}  {:<28} {}", listed(&threads), listed(&open_files));
     for child in children(process) {
         add_lines(table, child, depth + 1);
     }

@@ -96,7 +96,7 @@ impl Traces {
                 let (times, what) = (cost.times, &place.what);
                 let file_and_line = format!("{}:{}", place.file, place.line);
                 let source = source_line(templates_dir, place);
-                println!("{milliseconds:>8.1} {times:>7} times {what:<12} {file_and_line:<26} {source}");
+                println!("{milliseconds:>8.1} {times:>7} times {what:<17} {file_and_line:<32} {source}");
             }
         }
         println!("\nThe traces are in {}: https://ui.perfetto.dev opens them.", self.dir.display());
