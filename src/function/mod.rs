@@ -193,24 +193,26 @@ impl Function {
         join_all(self.rooms.iter_mut().map(Room::replace_if_dead)).await;
         let before = Census::take(&self.rooms);
         let accounts: Vec<Account> = records.iter().map(Account::open).collect();
-        self.set_all(&records, &accounts, invocation.deadline, invocation.request_id).await;
+        let is_cut_short = self.set_all(&records, &accounts, invocation).await;
         let verdicts = accounts.into_iter().map(|account| account.into_verdict().expect("every record is decided"));
         let verdicts: Vec<RecordVerdict> = records.into_iter().zip(verdicts).collect();
-        put_off(&self.queues, &verdicts, invocation.deadline).await;
+        let ending = async {
+            if is_cut_short {
+                tracing::error!("the deadline came before the batch was done");
+                join_all(self.rooms.iter_mut().map(Room::end_invocation)).await;
+            }
+        };
+        tokio::join!(ending, put_off(&self.queues, &verdicts, invocation.deadline));
         self.look_for_leaks(&before, verdicts.len(), invocation).await;
         verdicts
     }
 
-    /// Decides every record, in time.
-    async fn set_all(
-        &mut self,
-        records: &[Record],
-        accounts: &[Account],
-        deadline: Deadline,
-        request_id: Option<&str>,
-    ) {
-        let deadline = deadline.less(self.config.deadline_margin);
-        let audience = Audience { metrics: &self.metrics, request_id, templates: &self.templates };
+    /// Decides every record, in time. `true` when the time was not enough: then runs may be at work
+    /// still.
+    async fn set_all(&mut self, records: &[Record], accounts: &[Account], invocation: Invocation<'_>) -> bool {
+        let deadline = invocation.deadline.less(self.config.deadline_margin);
+        let audience =
+            Audience { metrics: &self.metrics, request_id: invocation.request_id, templates: &self.templates };
         let workshop = Workshop {
             storage: &self.storage,
             queues: &self.queues,
@@ -229,10 +231,7 @@ impl Function {
         for (record, account) in records.iter().zip(accounts).filter(|(_, account)| !account.is_decided()) {
             account.decide(record, too_late(), audience);
         }
-        if is_cut_short {
-            tracing::error!("the deadline came before the batch was done");
-            join_all(self.rooms.iter_mut().map(Room::end_invocation)).await;
-        }
+        is_cut_short
     }
 
     /// Compares what there is with what there was before the invocation, says what is more, and
@@ -241,7 +240,8 @@ impl Function {
         let (after, mut growth) = Census::take_after(before, &self.census_at_start, &self.rooms).await;
         for room in &mut self.rooms {
             if growth.iter().any(|growth| growth.process == room.name()) {
-                room.replace().await;
+                // Without the time for it, the next document has the press started.
+                let _ = invocation.deadline.cut_short(room.replace()).await;
             }
         }
         let happened: Vec<Happened> = self.rooms.iter_mut().map(Room::take_happened).collect();
