@@ -19,8 +19,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use pressrun::config::Config;
-use pressrun::function::Function;
 use pressrun::function::deadline::Deadline;
 use pressrun::typeset::{Document, Typesetter, forget_older_documents, pool};
 use processes::{children, until_run_waits};
@@ -227,13 +225,7 @@ fn set(typesetter: &Typesetter, document: Document, pool: Pool) -> Result<(), St
 /// looked at when the runs wait: one just forked sets a sample ahead of the next invocation.
 async fn play_pressrun() {
     let s3 = S3Process::start();
-    let variables = |name: &str| match name {
-        "OUTPUT_BUCKET" => Some("output".to_owned()),
-        "TEMPLATES_DIR" => Some(templates().display().to_string()),
-        _ => None,
-    };
-    let config = Config::from_variables(variables).unwrap();
-    let mut function = Function::start(config, embedded_s3::client_for(&s3.endpoint)).await.unwrap();
+    let mut function = s3.function().await;
     let presses: Vec<u32> = function.press_ids().collect();
     rest(&presses).await;
     let mut observer = Observer::start(&presses);

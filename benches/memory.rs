@@ -12,13 +12,11 @@ mod support;
 
 use std::time::Duration;
 
-use pressrun::config::Config;
-use pressrun::function::Function;
 use pressrun::function::deadline::Deadline;
 use processes::resident_bytes;
 use s3_process::S3Process;
 use serde_json::{Value, json};
-use support::{cores, invoice, templates};
+use support::{cores, invoice};
 
 const CHECKPOINTS: [usize; 5] = [0, 10, 500, 2_000, 10_000];
 
@@ -28,13 +26,7 @@ fn main() -> std::process::ExitCode {
 
 async fn benchmark() {
     let s3 = S3Process::start();
-    let variables = |name: &str| match name {
-        "OUTPUT_BUCKET" => Some("output".to_owned()),
-        "TEMPLATES_DIR" => Some(templates().display().to_string()),
-        _ => None,
-    };
-    let config = Config::from_variables(variables).unwrap();
-    let mut function = Function::start(config, embedded_s3::client_for(&s3.endpoint)).await.unwrap();
+    let mut function = s3.function().await;
     let presses: Vec<u32> = function.press_ids().collect();
     println!("| documents | function, KiB |{} not stored |", " press, KiB |".repeat(cores()));
     println!("| --- | --- |{} --- |", " --- |".repeat(cores()));

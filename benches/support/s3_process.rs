@@ -4,7 +4,11 @@
 use std::io::{self, BufRead, BufReader};
 use std::process::{Child, Command, ExitCode, Stdio};
 
-use crate::embedded_s3::EmbeddedS3;
+use pressrun::config::Config;
+use pressrun::function::Function;
+
+use crate::embedded_s3::{self, EmbeddedS3};
+use crate::support::templates;
 
 /// The first argument of this program as the S3 server.
 const S3_ROLE: &str = "s3";
@@ -23,7 +27,7 @@ pub fn play_s3_role() -> Option<ExitCode> {
 
 pub struct S3Process {
     process: Child,
-    pub endpoint: String,
+    endpoint: String,
 }
 
 impl S3Process {
@@ -33,6 +37,17 @@ impl S3Process {
         let mut endpoint = String::new();
         BufReader::new(process.stdout.take().unwrap()).read_line(&mut endpoint).unwrap();
         Self { process, endpoint: endpoint.trim_end().to_owned() }
+    }
+
+    /// A function with the templates that pressrun comes with, over this server.
+    pub async fn function(&self) -> Function {
+        let variables = |name: &str| match name {
+            "OUTPUT_BUCKET" => Some("output".to_owned()),
+            "TEMPLATES_DIR" => Some(templates().display().to_string()),
+            _ => None,
+        };
+        let config = Config::from_variables(variables).unwrap();
+        Function::start(config, embedded_s3::client_for(&self.endpoint)).await.unwrap()
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep};
 
-use super::batch::{MOST_READS, MOST_UPLOADS};
+use super::limits::{MOST_READS, MOST_UPLOADS};
 use crate::census::{Growth, GrowthTable, Holdings, SOCKET};
 use crate::press::room::Room;
 use crate::queues::MOST_REQUESTS;

@@ -1,9 +1,15 @@
-//! How much time and memory each document of an invocation may have, so that a batch always gets
-//! through and Lambda never ends the function for want of memory.
+//! How much time and memory each document of an invocation may have, and how many are read and
+//! stored at once, so that a batch always gets through and Lambda never ends the function for want
+//! of memory.
 
 use std::time::Duration;
 
 use super::deadline::Deadline;
+
+/// How many messages are read at once.
+pub(super) const MOST_READS: usize = 8;
+/// How many PDFs are being stored at once.
+pub(super) const MOST_UPLOADS: usize = 8;
 
 /// The longest that Lambda lets an invocation run, for when the deadline is not known.
 /// Source: <https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html>.

@@ -20,7 +20,7 @@ use tracing::Instrument;
 
 use super::account::{Account, Audience};
 use super::chains::{Chain, Turn, Turns, chains};
-use super::limits::Limits;
+use super::limits::{Limits, MOST_READS, MOST_UPLOADS};
 use super::records::Record;
 use super::shares::Shares;
 use super::verdict::{Failure, Verdict};
@@ -29,11 +29,6 @@ use crate::press::room::Room;
 use crate::queues::Queues;
 use crate::storage::Storage;
 use crate::typeset::diagnostics::Diagnostic;
-
-/// How many messages are read at once.
-pub const MOST_READS: usize = 8;
-/// How many PDFs are being stored at once.
-pub const MOST_UPLOADS: usize = 8;
 
 /// What a batch works with.
 pub struct Workshop<'a> {
