@@ -5,6 +5,7 @@ mod support;
 
 use std::collections::BTreeMap;
 
+use pressrun::config::Config;
 use pressrun::function::deadline::Deadline;
 use serde_json::{Value, json};
 use std::time::{Duration, SystemTime};
@@ -76,9 +77,7 @@ fn a_message_that_is_given_up_is_parked_with_its_reason_and_counts_as_done() {
 #[test]
 fn every_kind_of_permanent_failure_is_parked() {
     run(async {
-        let mut config = config(1);
-        config.most_render_time = Some(Duration::from_millis(300));
-        let mut stage = Stage::with_queues(config, Some("failed"), None).await;
+        let mut stage = Stage::with_queues(config(1), Some("failed"), None).await;
         let pointer = |key: &str| {
             let class = "software.amazon.payloadoffloading.PayloadS3Pointer";
             json!([class, {"s3BucketName": INPUT, "s3Key": key}]).to_string()
@@ -95,20 +94,29 @@ fn every_kind_of_permanent_failure_is_parked() {
             ("UnknownTemplate", "lettre", record("unknown", "lettre", json!({}))),
             ("TypstError", "broken-at-line-3", record("error", "broken-at-line-3", json!({"broken": true}))),
             ("RunKilled", "overflow", record("overflow", "overflow", json!({"depth": 100_000}))),
-            ("TimeLimit", "endless", record("endless", "endless", json!({"endless": true}))),
         ];
-        assert_eq!(stage.handle(bad.iter().map(|(.., record)| record.clone()).collect()).await, [""; 0]);
-        let messages = stage.sqs.messages("failed");
-        assert_eq!(messages.len(), bad.len());
-        for (code, template, record) in &bad {
-            let id = record["messageId"].as_str().unwrap();
-            let message = messages.iter().find(|message| message.attributes["MessageId"] == id).unwrap();
-            assert_eq!(message.attributes["ErrorCode"], *code, "{id}");
-            assert_eq!(message.attributes.get("Template").map_or("", String::as_str), *template, "{id}");
-            assert!(!message.attributes["ErrorMessage"].is_empty());
-            assert_eq!(message.body, record["body"].as_str().unwrap());
-        }
+        expect_parked(&mut stage, &bad).await;
+
+        let grant = Some(Duration::from_millis(300));
+        let mut stage = Stage::with_queues(Config { most_render_time: grant, ..config(1) }, Some("failed"), None).await;
+        let endless = record("endless", "endless", json!({"endless": true}));
+        expect_parked(&mut stage, &[("TimeLimit", "endless", endless)]).await;
     });
+}
+
+/// Records, each with the code that it fails with and the template that it names.
+async fn expect_parked(stage: &mut Stage, bad: &[(&str, &str, Value)]) {
+    assert_eq!(stage.handle(bad.iter().map(|(.., record)| record.clone()).collect()).await, [""; 0]);
+    let messages = stage.sqs.messages("failed");
+    assert_eq!(messages.len(), bad.len());
+    for (code, template, record) in bad {
+        let id = record["messageId"].as_str().unwrap();
+        let message = messages.iter().find(|message| message.attributes["MessageId"] == id).unwrap();
+        assert_eq!(message.attributes["ErrorCode"], *code, "{id}");
+        assert_eq!(message.attributes.get("Template").map_or("", String::as_str), *template, "{id}");
+        assert!(!message.attributes["ErrorMessage"].is_empty());
+        assert_eq!(message.body, record["body"].as_str().unwrap());
+    }
 }
 
 #[test]

@@ -62,7 +62,7 @@ def test_nothing_grows(
     )
     samples = soak(emulator, s3, port_of(moto), request.config.getoption("--soak"))
     folder = target / "e2e"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "soak.json").write_text(json.dumps([asdict(sample) for sample in samples]))
     soak_picture.draw(samples, folder / "soak.svg")
     with capsys.disabled():
