@@ -171,6 +171,21 @@ fn a_press_that_is_killed_between_invocations_is_replaced_once_and_no_leak() {
     });
 }
 
+/// The run that a panic ends is nobody's loss.
+#[test]
+fn a_panic_loses_no_run_of_others() {
+    let _turn = take_turns();
+    run(async {
+        let (mut stage, told) = Stage::telling(config(1)).await;
+        for _ in 0..10 {
+            let panic = record("panic", "panic", json!({"rows": i64::MAX}));
+            assert_eq!(stage.handle(vec![letter("a"), panic, letter("b")]).await, ["panic"]);
+            let (documents, invocation) = told.take();
+            assert_eq!((documents.len(), &invocation["RunsLost"]), (3, &json!(0)), "{:?}", log::take(""));
+        }
+    });
+}
+
 fn told_nothing(told: &Told) {
     assert!(told.is_empty(), "only an invocation tells something");
 }

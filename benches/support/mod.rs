@@ -167,6 +167,7 @@ pub fn header(template: &str, time_limit: Duration) -> Header {
         threads: 1,
         time_limit,
         memory_limit_bytes: None,
+        wants_another_run: false,
         trace_slower_than: None,
     }
 }

@@ -131,6 +131,9 @@ pub struct Header {
     pub memory_limit_bytes: Option<u64>,
     /// If it takes longer to set, its trace is asked for.
     pub trace_slower_than: Option<Duration>,
+    /// Whether the run there is has said that it ends, and is to be waited for: this one is for
+    /// another.
+    pub wants_another_run: bool,
 }
 
 /// What a press says when it has started.

@@ -157,9 +157,9 @@ impl Press {
     /// Passes a document on to the run, and the run's answer back. The function gets exactly one
     /// verdict for it, whatever the run does; unless it ends the invocation before.
     fn relay_document(&mut self, document: Frame) -> io::Result<()> {
-        let Header { template, time_limit, .. } = document.parse()?;
+        let Header { template, time_limit, wants_another_run, .. } = document.parse()?;
         self.last_template = template;
-        if self.run.is_warming || !self.run.has_said_no_more() {
+        if wants_another_run || self.run.is_warming || !self.run.has_said_no_more() {
             // A cold run that begins now is sooner done than one that first has to get warm, and
             // one that says what nobody asked for is not to be trusted.
             self.run.kill()?;

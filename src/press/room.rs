@@ -211,6 +211,12 @@ impl Room {
         matches!(self.state, State::Fresh | State::Ending)
     }
 
+    /// Whether the run there is ends by itself, so that the next document wants another.
+    #[must_use]
+    pub fn run_is_ending(&self) -> bool {
+        self.state == State::Ending
+    }
+
     /// Has a document set from its data and, behind these, the files that the header lists; with
     /// more threads as `threads` allows them. If the press is gone another is started first.
     ///

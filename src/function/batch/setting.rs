@@ -68,6 +68,7 @@ impl<'a> Batch<'a> {
                 threads: *threads.borrow_and_update(),
                 time_limit: time.time,
                 memory_limit_bytes: memory.bytes,
+                wants_another_run: room.run_is_ending(),
                 trace_slower_than: document.trace_slower_than,
             };
             let was_fresh = room.is_fresh();
