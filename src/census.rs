@@ -52,6 +52,24 @@ impl Holdings {
         }
     }
 
+    /// As much of everything as there is in either.
+    #[must_use]
+    pub fn or_as_much_as(mut self, other: &Self) -> Self {
+        let kinds = [
+            (&mut self.threads, &other.threads),
+            (&mut self.children, &other.children),
+            (&mut self.open_files, &other.open_files),
+        ];
+        for (groups, others) in kinds {
+            for (name, count) in others {
+                let own = groups.entry(name.clone()).or_default();
+                *own = (*own).max(*count);
+            }
+        }
+        self.resident_bytes = self.resident_bytes.max(other.resident_bytes);
+        self
+    }
+
     /// What there is more of than in `before`. Memory is not judged here.
     #[must_use]
     pub fn growth_since(&self, before: &Self, process: &str) -> Vec<Growth> {
@@ -74,14 +92,6 @@ impl Holdings {
                 .collect::<Vec<_>>()
         };
         kinds.into_iter().flat_map(of_kind).collect()
-    }
-}
-
-impl Growth {
-    /// Whether one of these is a growth of the same.
-    #[must_use]
-    pub fn is_one_of(&self, growths: &[Self]) -> bool {
-        growths.iter().any(|other| (&self.process, self.kind, &self.name) == (&other.process, other.kind, &other.name))
     }
 }
 

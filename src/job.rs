@@ -23,7 +23,7 @@ const MOST_FILE_NAME_BYTES: usize = 64;
 /// As many digits as a page count may have.
 const PAGES_PLACEHOLDER: &str = "1000000";
 /// What comes after a PDF's key in that of its trace. No PDF has such a key.
-const TRACE_SUFFIX: &str = ".trace.json.gz";
+pub const TRACE_SUFFIX: &str = ".trace.json.gz";
 /// The class name that the Amazon SQS Extended Client Library puts before a pointer.
 const POINTER_CLASS: &str = "software.amazon.payloadoffloading.PayloadS3Pointer";
 

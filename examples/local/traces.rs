@@ -8,11 +8,11 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use flate2::read::GzDecoder;
+use pressrun::job::TRACE_SUFFIX;
 use serde::Deserialize;
 
 use crate::embedded_s3::EmbeddedS3;
 
-const SUFFIX: &str = ".trace.json.gz";
 const MOST_PLACES: usize = 5;
 const MOST_LINE_CHARACTERS: usize = 50;
 
@@ -71,7 +71,7 @@ impl Traces {
     /// Moves the bucket's traces to the folder.
     pub fn take(&mut self, s3: &EmbeddedS3, bucket: &str) -> Result<(), Box<dyn Error>> {
         for key in s3.keys(bucket) {
-            let Some(pdf) = key.strip_suffix(SUFFIX) else { continue };
+            let Some(pdf) = key.strip_suffix(TRACE_SUFFIX) else { continue };
             let Some(object) = s3.remove(bucket, &key) else { continue };
             let mut json = Vec::new();
             GzDecoder::new(&object.body[..]).read_to_end(&mut json)?;

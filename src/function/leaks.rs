@@ -45,8 +45,20 @@ impl Census {
         }
     }
 
+    /// Takes a census before an invocation. `start` is from before all of them: what had just gone
+    /// with a press that died, and will be back with the next, counts as there.
+    pub fn take_before(start: &Self, rooms: &[Room]) -> Self {
+        let Self { function, tasks, presses } = Self::take(rooms);
+        let presses = rooms.iter().zip(presses);
+        Self {
+            function: function.or_as_much_as(&start.function),
+            tasks,
+            presses: presses.map(|(room, press)| Some(press?.or_as_much_as(room.warm_press()))).collect(),
+        }
+    }
+
     /// Takes a census after an invocation, as soon as there is no more than before, or after all
-    /// patience. What there is more of comes with it. `start` is from before all invocations.
+    /// patience. What there is more of comes with it.
     pub async fn take_after(before: &Self, start: &Self, rooms: &[Room]) -> (Self, Vec<Growth>) {
         let end_of_patience = Instant::now() + PATIENCE;
         loop {
@@ -63,10 +75,7 @@ impl Census {
         let mut growth = self.growth_of_function(before, start);
         for (room, (before, after)) in rooms.iter().zip(before.presses.iter().zip(&self.presses)) {
             let (Some(before), Some(after)) = (before, after) else { continue };
-            // One that was just being killed held nothing before the invocation.
-            let more_than_when_warm = after.growth_since(room.warm_press(), &room.name());
-            let more_than_before = after.growth_since(before, &room.name());
-            growth.extend(more_than_before.into_iter().filter(|growth| growth.is_one_of(&more_than_when_warm)));
+            growth.extend(after.growth_since(before, &room.name()));
             growth.extend(growth_of_memory(room, after));
         }
         growth
@@ -74,10 +83,7 @@ impl Census {
 
     fn growth_of_function(&self, before: &Self, start: &Self) -> Vec<Growth> {
         let process = "function".to_owned();
-        // What belongs to a press that was just dying had gone before the invocation, and is back.
-        let more_than_at_start = self.function.growth_since(&start.function, &process);
         let mut growth = self.function.growth_since(&before.function, &process);
-        growth.retain(|growth| growth.is_one_of(&more_than_at_start));
         growth.retain(|growth| growth.name != SOCKET || growth.after > MOST_CONNECTIONS);
         let beside = self.tasks_beside_connections();
         let is_more = beside > before.tasks_beside_connections();

@@ -191,7 +191,7 @@ impl Function {
 
     async fn set_batch_and_tell(&mut self, records: Vec<Record>, invocation: Invocation<'_>) -> Vec<RecordVerdict> {
         join_all(self.rooms.iter_mut().map(Room::replace_if_dead)).await;
-        let before = Census::take(&self.rooms);
+        let before = Census::take_before(&self.census_at_start, &self.rooms);
         let accounts: Vec<Account> = records.iter().map(Account::open).collect();
         let is_cut_short = self.set_all(&records, &accounts, invocation).await;
         let verdicts = accounts.into_iter().map(|account| account.into_verdict().expect("every record is decided"));

@@ -22,7 +22,8 @@ use crate::os;
 #[must_use]
 pub fn main() -> ExitCode {
     os::name_this_process(c"function");
-    logging::start(LogSettings::from_env());
+    let log = LogSettings::from_env();
+    logging::start(log);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         // Name lookups block, on a thread of their own that would otherwise stay for 10 s.
@@ -31,7 +32,7 @@ pub fn main() -> ExitCode {
         .build();
     let ran = match runtime {
         Ok(runtime) => {
-            let ran = runtime.block_on(run());
+            let ran = runtime.block_on(run(log));
             // Else a name lookup that hangs would be waited for.
             runtime.shutdown_background();
             ran
@@ -47,14 +48,14 @@ pub fn main() -> ExitCode {
     }
 }
 
-async fn run() -> Result<(), lambda_runtime::Error> {
+async fn run(log: LogSettings) -> Result<(), lambda_runtime::Error> {
     if !config::is_in_lambda() {
         return Err("this is a Lambda function: start it with cargo lambda watch or sam local, \
                     or set documents without either with cargo run --example local"
             .into());
     }
     let config = Config::from_env()?;
-    let metrics = Metrics::new(&config.function_name, LogSettings::from_env().level_name, io::stdout());
+    let metrics = Metrics::new(&config.function_name, log.level_name, io::stdout());
     let clients = Clients::from_env(config.has_own_s3_endpoint).await;
     let (started, extension) = tokio::join!(Function::start(config, clients), termination::register());
     let mut sigterm = signal(SignalKind::terminate())?;

@@ -17,8 +17,9 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use super::frames::{self, Answer, Frame, FrameReader, FrameWriter, Header, Kind, Read};
 use super::sandbox::RunFilters;
 use crate::os;
+use crate::typeset::redaction::Redaction;
 use crate::typeset::trace::Recording;
-use crate::typeset::{self, Document, SetError, Typesetter, pool, redaction};
+use crate::typeset::{self, Document, SetError, Typesetter, pool};
 
 /// Exit codes, which the press tells apart from what a document does to its run.
 const EXIT_DONE: i32 = 0;
@@ -96,7 +97,7 @@ fn serve(typesetter: &Typesetter, most_threads: usize, filters: &RunFilters, sam
                 }
             },
             Err(panic) => {
-                (Vec::new(), Answer::Panicked { message: redaction::without_values(&panic_message(&*panic), &data) })
+                (Vec::new(), Answer::Panicked { message: Redaction::of(&data).without_values(&panic_message(&*panic)) })
             }
         };
         let panicked = matches!(answer, Answer::Panicked { .. });

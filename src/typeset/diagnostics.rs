@@ -8,7 +8,7 @@ use typst::{World, WorldExt};
 use typst_kit::diagnostics::termcolor::NoColor;
 use typst_kit::diagnostics::{DiagnosticFormat, DiagnosticWorld, emit};
 
-use super::redaction::without_values;
+use super::redaction::Redaction;
 use super::world::DocumentWorld;
 
 /// More than these are not described: they have to fit into one frame, and nobody reads them.
@@ -62,15 +62,19 @@ impl fmt::Display for Diagnostic {
 pub(super) fn describe(world: &DocumentWorld, mut diagnostics: Vec<SourceDiagnostic>) -> Vec<Diagnostic> {
     diagnostics.sort_by_key(|diagnostic| diagnostic.severity != Severity::Error);
     diagnostics.truncate(MOST_DIAGNOSTICS);
-    diagnostics.into_iter().map(|diagnostic| describe_one(world, diagnostic)).collect()
+    if diagnostics.is_empty() {
+        return Vec::new();
+    }
+    let redaction = world.data_of_message().map(Redaction::of);
+    diagnostics.into_iter().map(|diagnostic| describe_one(world, diagnostic, redaction.as_ref())).collect()
 }
 
-fn describe_one(world: &DocumentWorld, mut diagnostic: SourceDiagnostic) -> Diagnostic {
+fn describe_one(world: &DocumentWorld, mut diagnostic: SourceDiagnostic, redaction: Option<&Redaction>) -> Diagnostic {
     diagnostic.hints.retain(|hint| !ONLY_FOR_A_COMMAND_LINE.iter().any(|option| hint.v.contains(option)));
-    if let Some(data) = world.data_of_message() {
-        diagnostic.message = without_values(&diagnostic.message, data).into();
+    if let Some(redaction) = redaction {
+        diagnostic.message = redaction.without_values(&diagnostic.message).into();
         for hint in diagnostic.hints.make_mut() {
-            hint.v = without_values(&hint.v, data).into();
+            hint.v = redaction.without_values(&hint.v).into();
         }
     }
     let place = diagnostic.span.id().zip(world.range(diagnostic.span));

@@ -6,18 +6,29 @@ use serde_json::Value;
 /// Shorter texts and numbers are left: they are words like "EUR", and say little of anybody.
 const LEAST_CHARACTERS: usize = 4;
 
-/// Replaces each value of the data that a text has in it by the value's place, as a JSON pointer.
-/// What a template has made of values, it cannot know.
-pub fn without_values(text: &str, data: &[u8]) -> String {
-    let Ok(data) = serde_json::from_slice(data) else { return text.to_owned() };
-    let mut values = Values { text, found: Vec::new() };
-    values.search(&data, "");
-    // A long one may have a short one in it.
-    values.found.sort_by_key(|(value, _)| std::cmp::Reverse(value.len()));
-    let replaced = |text: String, (value, pointer): &(String, String)| {
-        text.replace(value.as_str(), &format!("<value of {pointer}>"))
-    };
-    values.found.iter().fold(text.to_owned(), replaced)
+/// A message's data, to be taken out of texts. Parsed once, however many there are.
+pub struct Redaction(Value);
+
+impl Redaction {
+    /// Data that are not JSON have no values.
+    #[must_use]
+    pub fn of(data: &[u8]) -> Self {
+        Self(serde_json::from_slice(data).unwrap_or_default())
+    }
+
+    /// Replaces each value of the data that a text has in it by the value's place, as a JSON
+    /// pointer. What a template has made of values, it cannot know.
+    #[must_use]
+    pub fn without_values(&self, text: &str) -> String {
+        let mut values = Values { text, found: Vec::new() };
+        values.search(&self.0, "");
+        // A long one may have a short one in it.
+        values.found.sort_by_key(|(value, _)| std::cmp::Reverse(value.len()));
+        let replaced = |text: String, (value, pointer): &(String, String)| {
+            text.replace(value.as_str(), &format!("<value of {pointer}>"))
+        };
+        values.found.iter().fold(text.to_owned(), replaced)
+    }
 }
 
 struct Values<'a> {
@@ -66,11 +77,11 @@ mod tests {
     #[test]
     fn a_value_is_replaced_by_its_place() {
         let data = br#"{"name": "Ada \"A\" Byron", "lines": [{"a/b": "Ada"}, {"price": 1234.5}], "of": "name"}"#;
-        let said = |text| without_values(text, data);
+        let said = |text| Redaction::of(data).without_values(text);
         assert_eq!(said(r#"panicked with: "Ada \"A\" Byron""#), r#"panicked with: "<value of /name>""#);
         assert_eq!(said(r#"no Ada "A" Byron at 1234.5"#), "no <value of /name> at <value of /lines/1/price>");
         assert_eq!(said("expected string, found Ada"), "expected string, found Ada");
-        assert_eq!(without_values("secret", br#""secret""#), "<value of />");
-        assert_eq!(without_values("anything", b"not JSON"), "anything");
+        assert_eq!(Redaction::of(br#""secret""#).without_values("secret"), "<value of />");
+        assert_eq!(Redaction::of(b"not JSON").without_values("anything"), "anything");
     }
 }
