@@ -43,7 +43,8 @@ async fn after_a_kill() {
         let began = Instant::now();
         let outcome =
             press.set(&header("endless", limit), &[bytes(&json!({"endless": true}))], &mut threads).await.unwrap();
-        assert!(matches!(outcome, Outcome::Answered(Answer::RunDied { cause: Cause::TimeLimit, .. }, ..)));
+        let Outcome::Answered(answered) = outcome else { panic!("{outcome:?}") };
+        assert!(matches!(answered.answer, Answer::RunDied { cause: Cause::TimeLimit, .. }));
         killed.add(began.elapsed().saturating_sub(limit), 1);
         for series in [&mut next, &mut usual] {
             let began = Instant::now();

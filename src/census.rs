@@ -6,6 +6,9 @@
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 use std::fs;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
 
 /// How many there are of each name. Threads and children that differ in a number at the end of
 /// their names only are one group: `page-1` and `page-2` are two `page-*`.
@@ -13,6 +16,10 @@ pub type Groups = BTreeMap<String, usize>;
 
 /// Sockets, as [`Holdings::open_files`] names them.
 pub const SOCKET: &str = "socket";
+
+/// How long what has ended may take to be gone: the kernel still lists a thread for some
+/// microseconds when it has been joined, and a connection that is dropped has a task of its own.
+const PATIENCE: Duration = Duration::from_millis(50);
 
 /// What a process holds at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -92,6 +99,18 @@ impl Holdings {
                 .collect::<Vec<_>>()
         };
         kinds.into_iter().flat_map(of_kind).collect()
+    }
+}
+
+/// Looks until what is seen is as it should be, or all patience is gone. Gives what was seen last.
+pub async fn look_patiently<T>(look: impl Fn() -> T, is_as_it_should_be: impl Fn(&T) -> bool) -> T {
+    let end_of_patience = Instant::now() + PATIENCE;
+    loop {
+        let seen = look();
+        if is_as_it_should_be(&seen) || Instant::now() > end_of_patience {
+            return seen;
+        }
+        sleep(Duration::from_millis(1)).await;
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use pressrun::press::frames::{Answer, Header};
-use pressrun::press::room::{Outcome, PressSettings, Room};
+use pressrun::press::room::{Answered, Outcome, PressSettings, Room};
 use pressrun::press::sandbox::Level;
 use pressrun::typeset::{Document, Pdf, Typesetter, pool};
 use serde_json::Value;
@@ -176,7 +176,7 @@ pub fn header(template: &str, time_limit: Duration) -> Header {
 pub async fn set_in(room: &mut Room, template: &str, data: &Bytes, threads: &mut watch::Receiver<usize>) -> Bytes {
     let header = header(template, Duration::from_mins(1));
     match room.set(&header, slice::from_ref(data), threads).await.unwrap() {
-        Outcome::Answered(Answer::Set { .. }, pdf, _) => pdf,
+        Outcome::Answered(Answered { answer: Answer::Set { .. }, pdf, .. }) => pdf,
         other => panic!("{other:?}"),
     }
 }

@@ -1,19 +1,12 @@
 //! What there is more of after an invocation than before it, in the function, its presses and
 //! their runs.
 
-use std::time::Duration;
-
 use tokio::runtime::Handle;
-use tokio::time::{Instant, sleep};
 
 use super::limits::{MOST_READS, MOST_UPLOADS};
-use crate::census::{Growth, GrowthTable, Holdings, SOCKET};
+use crate::census::{self, Growth, GrowthTable, Holdings, SOCKET};
 use crate::press::room::Room;
 use crate::queues::MOST_REQUESTS;
-
-/// How long what has ended may take to be gone: the kernel still lists a thread for some
-/// microseconds when it has been joined, and a connection that is dropped has a task of its own.
-const PATIENCE: Duration = Duration::from_millis(50);
 
 /// The connections that the function may keep from one invocation to the next. A pool may open one
 /// more than it needs while another becomes free.
@@ -34,6 +27,14 @@ pub(super) struct Census {
     pub tasks: usize,
     /// By room; none where there is no press.
     pub presses: Vec<Option<Holdings>>,
+}
+
+/// What there is more of.
+#[derive(Debug)]
+pub(super) struct Grown {
+    pub function: Vec<Growth>,
+    /// By room.
+    pub presses: Vec<Vec<Growth>>,
 }
 
 impl Census {
@@ -59,26 +60,22 @@ impl Census {
 
     /// Takes a census after an invocation, as soon as there is no more than before, or after all
     /// patience. What there is more of comes with it.
-    pub async fn take_after(before: &Self, start: &Self, rooms: &[Room]) -> (Self, Vec<Growth>) {
-        let end_of_patience = Instant::now() + PATIENCE;
-        loop {
+    pub async fn take_after(before: &Self, start: &Self, rooms: &[Room]) -> (Self, Grown) {
+        let look = || {
             let after = Self::take(rooms);
-            let growth = after.growth_since(before, start, rooms);
-            if growth.is_empty() || Instant::now() > end_of_patience {
-                return (after, growth);
-            }
-            sleep(Duration::from_millis(1)).await;
-        }
+            let grown = after.grown_since(before, start, rooms);
+            (after, grown)
+        };
+        census::look_patiently(look, |(_, grown)| grown.is_nothing()).await
     }
 
-    fn growth_since(&self, before: &Self, start: &Self, rooms: &[Room]) -> Vec<Growth> {
-        let mut growth = self.growth_of_function(before, start);
-        for (room, (before, after)) in rooms.iter().zip(before.presses.iter().zip(&self.presses)) {
-            let (Some(before), Some(after)) = (before, after) else { continue };
-            growth.extend(after.growth_since(before, &room.name()));
-            growth.extend(growth_of_memory(room, after));
-        }
-        growth
+    fn grown_since(&self, before: &Self, start: &Self, rooms: &[Room]) -> Grown {
+        let presses = rooms.iter().zip(before.presses.iter().zip(&self.presses));
+        let presses = presses.map(|(room, pair)| match pair {
+            (Some(before), Some(after)) => growth_of_press(room, before, after),
+            _ => Vec::new(),
+        });
+        Grown { function: self.growth_of_function(before, start), presses: presses.collect() }
     }
 
     fn growth_of_function(&self, before: &Self, start: &Self) -> Vec<Growth> {
@@ -103,6 +100,18 @@ impl Census {
     pub fn connections(&self) -> usize {
         self.function.open_files.get(SOCKET).copied().unwrap_or(0)
     }
+}
+
+impl Grown {
+    fn is_nothing(&self) -> bool {
+        self.function.is_empty() && self.presses.iter().all(Vec::is_empty)
+    }
+}
+
+fn growth_of_press(room: &Room, before: &Holdings, after: &Holdings) -> Vec<Growth> {
+    let mut growth = after.growth_since(before, &room.name());
+    growth.extend(growth_of_memory(room, after));
+    growth
 }
 
 fn growth_of_memory(room: &Room, after: &Holdings) -> Option<Growth> {

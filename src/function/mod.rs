@@ -237,12 +237,14 @@ impl Function {
     /// Compares what there is with what there was before the invocation, says what is more, and
     /// replaces presses that have grown. Tells the invocation's metrics.
     async fn look_for_leaks(&mut self, before: &Census, records: usize, invocation: Invocation<'_>) {
-        let (after, mut growth) = Census::take_after(before, &self.census_at_start, &self.rooms).await;
-        for room in &mut self.rooms {
-            if growth.iter().any(|growth| growth.process == room.name()) {
+        let (after, grown) = Census::take_after(before, &self.census_at_start, &self.rooms).await;
+        let mut growth = grown.function;
+        for (room, of_press) in self.rooms.iter_mut().zip(grown.presses) {
+            if !of_press.is_empty() {
                 // Without the time for it, the next document has the press started.
                 let _ = invocation.deadline.cut_short(room.replace()).await;
             }
+            growth.extend(of_press);
         }
         let happened: Vec<Happened> = self.rooms.iter_mut().map(Room::take_happened).collect();
         growth.extend(happened.iter().flat_map(|happened| happened.growth_of_runs.iter().cloned()));

@@ -11,7 +11,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::timeout;
 use tokio_util::codec::{FramedRead, FramedWrite};
 use tracing::{Instrument, Span};
 
@@ -36,9 +36,6 @@ const ENDING: Duration = Duration::from_millis(200);
 
 /// How long the last lines of a press that has ended may take to be read.
 const LAST_WORDS: Duration = Duration::from_millis(100);
-
-/// How long a thread that was joined may take to be gone from the kernel's list.
-const LAST_OF_THREADS: Duration = Duration::from_millis(50);
 
 const MEBIBYTE: u64 = 1024 * 1024;
 
@@ -83,10 +80,19 @@ pub enum StartError {
 /// What came of a document.
 #[derive(Debug)]
 pub enum Outcome {
-    /// With the PDF, and its trace. Each is empty if there is none.
-    Answered(Answer, Bytes, Bytes),
+    Answered(Answered),
     /// The press itself is gone: nobody's fault.
     PressLost(io::Error),
+}
+
+/// What a press has answered for a document.
+#[derive(Debug)]
+pub struct Answered {
+    pub answer: Answer,
+    /// Empty if it was not set.
+    pub pdf: Bytes,
+    /// Empty if there is none.
+    pub trace: Bytes,
 }
 
 /// The place of one press. It stays when the press is replaced.
@@ -236,8 +242,8 @@ impl Room {
         self.state = State::Busy;
         // The press keeps the time. This is for one that does not.
         match in_time(header.time_limit + PATIENCE, press.set(header, content, threads)).await {
-            Ok((answer, pdf, trace)) => {
-                self.state = match &answer {
+            Ok(answered) => {
+                self.state = match &answered.answer {
                     Answer::RunDied { end, cause } => {
                         self.happened.ended_runs.push(EndedRun::of(end, Some(*cause)));
                         State::Fresh
@@ -245,7 +251,7 @@ impl Room {
                     Answer::Panicked { .. } => State::Ending,
                     _ => State::Used,
                 };
-                Ok(Outcome::Answered(answer, pdf, trace))
+                Ok(Outcome::Answered(answered))
             }
             Err(error) => {
                 self.close().await;
@@ -322,17 +328,9 @@ impl Room {
     async fn look_at_run(&mut self) {
         let Some(run) = self.press.as_ref().and_then(Press::run) else { return };
         let process = format!("run of {}", self.name());
-        let end_of_patience = Instant::now() + LAST_OF_THREADS;
-        loop {
-            let growth = Holdings::of(run).growth_since(&self.warm.run, &process);
-            if growth.is_empty() {
-                return;
-            }
-            if Instant::now() > end_of_patience {
-                return self.happened.growth_of_runs.extend(growth);
-            }
-            sleep(Duration::from_millis(1)).await;
-        }
+        let look = || Holdings::of(run).growth_since(&self.warm.run, &process);
+        let growth = census::look_patiently(look, Vec::is_empty).await;
+        self.happened.growth_of_runs.extend(growth);
     }
 
     /// Ends the press and waits for it; with it its run ends.
@@ -426,7 +424,7 @@ impl Press {
         header: &Header,
         content: &[Bytes],
         threads: &mut watch::Receiver<usize>,
-    ) -> io::Result<(Answer, Bytes, Bytes)> {
+    ) -> io::Result<Answered> {
         self.requests.feed(Frame::json(Kind::Document, header)).await?;
         for chunk in content.iter().flat_map(|part| frames::chunks(Kind::Data, part)) {
             self.requests.feed(chunk).await?;
@@ -446,7 +444,10 @@ impl Press {
             match frame.kind {
                 Kind::Pdf => pdf.extend_from_slice(&frame.payload),
                 Kind::Trace => trace.extend_from_slice(&frame.payload),
-                _ => return Ok((expect(&frame, Kind::Verdict)?.parse()?, pdf.freeze(), trace.freeze())),
+                _ => {
+                    let answer = expect(&frame, Kind::Verdict)?.parse()?;
+                    return Ok(Answered { answer, pdf: pdf.freeze(), trace: trace.freeze() });
+                }
             }
         }
     }

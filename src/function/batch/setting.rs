@@ -10,7 +10,7 @@ use super::{Batch, Decision, Document, Queue, Queued, Setting, Typeset};
 use crate::function::limits::{MemoryLimit, TimeLimit};
 use crate::function::verdict::{ErrorCode, Failure, Verdict};
 use crate::press::frames::{Answer, Cause, Header};
-use crate::press::room::{Outcome, Room};
+use crate::press::room::{Answered, Outcome, Room};
 
 /// How often a document is set that is not to blame for the end of its runs.
 const MOST_TRIES: usize = 3;
@@ -73,12 +73,16 @@ impl<'a> Batch<'a> {
             };
             let was_fresh = room.is_fresh();
             lost = match room.set(&header, &content, &mut threads).await {
-                Ok(Outcome::Answered(Answer::Set { pages, warnings, typesetting }, pdf, trace)) => {
+                Ok(Outcome::Answered(Answered {
+                    answer: Answer::Set { pages, warnings, typesetting },
+                    pdf,
+                    trace,
+                })) => {
                     self.held_bytes.update(|held| held + pdf.len() + trace.len());
                     let typeset = Typeset { pages, warnings, typesetting, pdf, trace, _room: room_for_pdf };
                     return Setting::Set(document, typeset);
                 }
-                Ok(Outcome::Answered(answer, ..)) => {
+                Ok(Outcome::Answered(Answered { answer, .. })) => {
                     log_last_words(&answer);
                     match not_set(answer, was_fresh, time, memory) {
                         NotSet::TryAgain(failure) => failure,
