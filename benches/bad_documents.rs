@@ -1,14 +1,14 @@
 //! What a bad document costs its neighbours, and what the walls around documents cost. Rounds
 //! alternate.
 
-#[path = "../tests/embedded_s3/mod.rs"]
-mod embedded_s3;
+#[path = "../tests/embedded/mod.rs"]
+mod embedded;
 mod support;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use embedded_s3::EmbeddedS3;
+use embedded::s3::EmbeddedS3;
 use pressrun::config::Config;
 use pressrun::function::Function;
 use pressrun::function::deadline::Deadline;

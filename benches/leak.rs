@@ -3,8 +3,8 @@
 //! it. Threads and memory after more and more documents, each variant in a process of its own.
 //! `cargo bench --bench leak -- --svg docs/leak.svg` draws them too.
 
-#[path = "../tests/embedded_s3/mod.rs"]
-mod embedded_s3;
+#[path = "../tests/embedded/mod.rs"]
+mod embedded;
 #[path = "support/leak_picture.rs"]
 mod picture;
 #[path = "../tests/support/processes.rs"]

@@ -1,14 +1,14 @@
 //! Long documents on all cores and on one, and one that is long among nine that are short.
 //! Rounds alternate.
 
-#[path = "../tests/embedded_s3/mod.rs"]
-mod embedded_s3;
+#[path = "../tests/embedded/mod.rs"]
+mod embedded;
 mod support;
 
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use embedded_s3::EmbeddedS3;
+use embedded::s3::EmbeddedS3;
 use pressrun::config::Config;
 use pressrun::function::Function;
 use pressrun::function::deadline::Deadline;

@@ -1,8 +1,8 @@
 //! Resident memory of the function and its presses after more and more different invoices, a
 //! tenth of them failing.
 
-#[path = "../tests/embedded_s3/mod.rs"]
-mod embedded_s3;
+#[path = "../tests/embedded/mod.rs"]
+mod embedded;
 #[path = "../tests/support/processes.rs"]
 #[allow(dead_code, reason = "only the memory is of interest")]
 mod processes;

@@ -2,8 +2,8 @@
 //! function with the real SDK and an S3 server on loopback. Rounds alternate. What the machine
 //! itself allows is measured beside it: as many processes that never end, fed with nothing.
 
-#[path = "../tests/embedded_s3/mod.rs"]
-mod embedded_s3;
+#[path = "../tests/embedded/mod.rs"]
+mod embedded;
 mod support;
 
 use std::cell::RefCell;
@@ -12,7 +12,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use embedded_s3::EmbeddedS3;
+use embedded::s3::EmbeddedS3;
 use futures_util::future::join_all;
 use pressrun::config::Config;
 use pressrun::function::Function;

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use pressrun::function::deadline::Deadline;
 use serde_json::{Value, json};
-use support::embedded_sqs::Fault;
+use support::embedded::sqs::Fault;
 use support::{OUTPUT, Stage, config, in_group, letter, received, record, record_of, run};
 
 async fn stage() -> Stage {
@@ -71,7 +71,7 @@ fn a_document_whose_announcement_the_deadline_ends_is_reported_as_failed() {
 fn a_document_that_is_not_stored_is_not_announced() {
     run(async {
         let mut stage = stage().await;
-        stage.s3.answer_all_with(Some(support::embedded_s3::Fault::SlowDown));
+        stage.s3.answer_all_with(Some(support::embedded::s3::Fault::SlowDown));
         assert_eq!(stage.handle(vec![letter("a"), record_of("bad", "{")]).await, ["a"]);
         assert!(announcements(&stage, "done").is_empty());
     });

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use pressrun::config::Config;
 use pressrun::function::deadline::Deadline;
 use serde_json::{Value, json};
-use support::embedded_s3::Fault;
+use support::embedded::s3::Fault;
 use support::{Stage, config, in_group, letter, log, received, record_of, run};
 
 /// The queue that records of [`letter`] are from.
@@ -109,7 +109,7 @@ fn what_the_deadline_cuts_short_is_put_off_too() {
 #[test]
 fn a_queue_that_does_not_take_it_changes_no_verdict_and_holds_nobody_up() {
     run(async {
-        use support::embedded_sqs::Fault::{AccessDenied, Delay, InternalFailure};
+        use support::embedded::sqs::Fault::{AccessDenied, Delay, InternalFailure};
         let mut stage = stage().await;
         stage.s3.answer_all("letter/a", Some(Fault::SlowDown));
         for fault in [AccessDenied, AccessDenied, InternalFailure, Delay(Duration::from_mins(1))] {
@@ -142,13 +142,13 @@ fn a_record_that_says_nothing_of_its_queue_fails_as_others_do() {
 fn that_messages_may_not_be_put_off_is_said_once() {
     run(async {
         let mut stage = stage().await;
-        stage.sqs.answer_all(QUEUE, Some(support::embedded_sqs::Fault::AccessDenied));
+        stage.sqs.answer_all(QUEUE, Some(support::embedded::sqs::Fault::AccessDenied));
         for _ in 0..3 {
             stage.handle(vec![letter("a"), letter("b")]).await;
         }
         let said = log::take("sqs:ChangeMessageVisibility");
         assert_eq!(said.len(), 1, "{said:?}");
-        stage.sqs.answer_all(QUEUE, Some(support::embedded_sqs::Fault::InternalFailure));
+        stage.sqs.answer_all(QUEUE, Some(support::embedded::sqs::Fault::InternalFailure));
         stage.handle(vec![letter("a"), letter("b")]).await;
         assert_eq!(log::take("messages could not be put off").len(), 1, "another reason is said too");
     });

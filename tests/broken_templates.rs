@@ -16,7 +16,7 @@ use pressrun::function::deadline::Deadline;
 use pressrun::function::records;
 use pressrun::function::verdict::{ErrorCode, Failure, Stored, Verdict};
 use serde_json::{Value, json};
-use support::embedded_s3::EmbeddedS3;
+use support::embedded::s3::EmbeddedS3;
 use support::{INPUT, OUTPUT, Stage, config, record, record_of, run};
 
 const MANIFEST: &str = "[package]\nname = \"note\"\nversion = \"1.0.0\"\nentrypoint = \"main.typ\"\n";

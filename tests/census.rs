@@ -11,9 +11,9 @@ use std::time::{Duration, SystemTime};
 use nix::sys::signal::Signal;
 use pressrun::function::deadline::Deadline;
 use serde_json::json;
-use support::embedded_s3::Fault;
+use support::embedded::s3::Fault;
 use support::processes::{Holdings, children, holdings, run_of, signal, threads, until_run_waits, until_run_works};
-use support::{INPUT, Stage, config, embedded_sqs, letter, record, record_of, run};
+use support::{INPUT, Stage, config, embedded, letter, record, record_of, run};
 
 fn take_turns() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
@@ -42,7 +42,7 @@ async fn fill_connection_pools(stage: &mut Stage) {
     let delay = Duration::from_millis(50);
     let class = "software.amazon.payloadoffloading.PayloadS3Pointer";
     let pointer = json!([class, {"s3BucketName": INPUT, "s3Key": "any"}]).to_string();
-    stage.sqs.answer_all("documents", Some(embedded_sqs::Fault::Delay(delay)));
+    stage.sqs.answer_all("documents", Some(embedded::sqs::Fault::Delay(delay)));
     stage.s3.answer_all_with(Some(Fault::AccessDenied));
     stage.handle((0..80).map(|number| record_of(&number.to_string(), pointer.clone())).collect()).await;
     stage.sqs.answer_all("documents", None);
@@ -139,7 +139,7 @@ fn what_queues_are_told_leaves_nothing_behind() {
         };
         assert_eq!(stage.handle(batch()).await, [""; 0]);
         assert_eq!(census(&stage), before);
-        for fault in [embedded_sqs::Fault::InternalFailure, embedded_sqs::Fault::Delay(Duration::from_mins(1))] {
+        for fault in [embedded::sqs::Fault::InternalFailure, embedded::sqs::Fault::Delay(Duration::from_mins(1))] {
             stage.sqs.answer_all("done", Some(fault));
             let deadline = Deadline::from_lambda(SystemTime::now() + Duration::from_secs(2));
             assert_eq!(stage.handle_until(batch(), deadline).await.len(), 20, "{fault:?}");

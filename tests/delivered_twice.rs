@@ -8,7 +8,7 @@ use pressrun::function::deadline::Deadline;
 use pressrun::function::records;
 use pressrun::function::verdict::{ErrorCode, Verdict};
 use serde_json::{Value, json};
-use support::embedded_s3::Fault;
+use support::embedded::s3::Fault;
 use support::{INPUT, OUTPUT, Stage, config, letter, letter_to, received, record_of, run};
 
 async fn verdict(stage: &mut Stage, record: Value) -> Verdict {

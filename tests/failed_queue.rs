@@ -9,7 +9,7 @@ use pressrun::config::Config;
 use pressrun::function::deadline::Deadline;
 use serde_json::{Value, json};
 use std::time::{Duration, SystemTime};
-use support::embedded_sqs::{Fault, Message};
+use support::embedded::sqs::{Fault, Message};
 use support::{INPUT, OUTPUT, Stage, config, in_group, letter, log, received, record, record_of, run};
 
 async fn stage() -> Stage {
@@ -123,7 +123,7 @@ async fn expect_parked(stage: &mut Stage, bad: &[(&str, &str, Value)]) {
 fn a_transient_failure_is_not_parked() {
     run(async {
         let mut stage = stage().await;
-        stage.s3.answer_all_with(Some(support::embedded_s3::Fault::SlowDown));
+        stage.s3.answer_all_with(Some(support::embedded::s3::Fault::SlowDown));
         assert_eq!(stage.handle(vec![letter("a")]).await, ["a"]);
         assert!(stage.sqs.messages("failed").is_empty());
     });

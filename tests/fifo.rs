@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use pressrun::function::deadline::Deadline;
 use serde_json::{Value, json};
-use support::embedded_s3::Fault;
+use support::embedded::s3::Fault;
 use support::{Stage, config, in_group, letter, letter_to, received, record, run};
 
 fn puts(stage: &Stage) -> Vec<String> {

@@ -5,7 +5,7 @@ mod support;
 use pressrun::function::deadline::Deadline;
 use serde_json::{Value, json};
 use std::time::{Duration, SystemTime};
-use support::embedded_s3::{EmbeddedS3, Fault, client_for};
+use support::embedded::s3::{EmbeddedS3, Fault, client_for};
 use support::{INPUT, OUTPUT, Stage, config, letter, record, record_of, run};
 
 #[test]

@@ -89,7 +89,7 @@ fn a_document_that_needs_most_of_the_memory_is_set_alone() {
 #[test]
 fn too_little_memory_for_any_document_stops_init() {
     run(async {
-        let s3 = support::embedded_s3::EmbeddedS3::start(&[support::OUTPUT]);
+        let s3 = support::embedded::s3::EmbeddedS3::start(&[support::OUTPUT]);
         let tiny = Config { memory_bytes: Some(64 * 1024 * 1024), ..config(2) };
         let error = pressrun::function::Function::start(tiny, s3.client()).await.err().unwrap().to_string();
         assert!(error.starts_with("64 MB of memory are too little: ") && error.contains("WORKERS"), "{error}");

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use nix::sys::signal::Signal;
 use pressrun::config::Config;
 use serde_json::{Value, json};
-use support::embedded_s3::Fault;
+use support::embedded::s3::Fault;
 use support::processes::{run_of, signal, until_run_works};
 use support::told::Told;
 use support::{Stage, config, letter, letter_to, log, record, record_of, run};

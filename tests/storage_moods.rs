@@ -10,7 +10,7 @@ use pressrun::function::deadline::Deadline;
 use pressrun::function::records;
 use pressrun::function::verdict::{ErrorCode, Verdict};
 use serde_json::{Value, json};
-use support::embedded_s3::{EmbeddedS3, Fault, client_for};
+use support::embedded::s3::{EmbeddedS3, Fault, client_for};
 use support::proxy::{Mischief, Proxy};
 use support::{INPUT, OUTPUT, Stage, config, letter, log, record_of, run};
 

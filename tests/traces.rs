@@ -13,7 +13,7 @@ use std::time::Duration;
 use flate2::read::GzDecoder;
 use pressrun::config::Config;
 use serde_json::{Value, json};
-use support::embedded_s3::Fault;
+use support::embedded::s3::Fault;
 use support::{OUTPUT, Stage, config, letter, letter_to, log, received, record, run};
 
 /// What is longer than any document takes.

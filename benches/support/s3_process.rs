@@ -7,7 +7,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use pressrun::config::Config;
 use pressrun::function::Function;
 
-use crate::embedded_s3::{self, EmbeddedS3};
+use crate::embedded::s3::{self, EmbeddedS3};
 use crate::support::templates;
 
 /// The first argument of this program as the S3 server.
@@ -47,7 +47,7 @@ impl S3Process {
             _ => None,
         };
         let config = Config::from_variables(variables).unwrap();
-        Function::start(config, embedded_s3::client_for(&self.endpoint)).await.unwrap()
+        Function::start(config, s3::client_for(&self.endpoint)).await.unwrap()
     }
 }
 

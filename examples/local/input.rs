@@ -5,7 +5,7 @@ use std::error::Error;
 use std::fs;
 use std::path::Path;
 
-use crate::embedded_s3::EmbeddedS3;
+use crate::embedded::s3::EmbeddedS3;
 
 /// Where the files are in the input bucket that lie in a template's own folder.
 const TEMPLATE_FILES: &str = "files-of-templates";

@@ -8,8 +8,8 @@
 //!     cargo run --release --example local -- new letter
 
 mod check;
-#[path = "../../tests/embedded_s3/mod.rs"]
-mod embedded_s3;
+#[path = "../../tests/embedded/mod.rs"]
+mod embedded;
 mod input;
 mod new_template;
 mod traces;
@@ -23,7 +23,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use std::{env, fs};
 
-use embedded_s3::EmbeddedS3;
+use embedded::s3::EmbeddedS3;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use pressrun::config::{Config, ConfigError};
 use pressrun::function::deadline::Deadline;

@@ -11,7 +11,7 @@ use flate2::read::GzDecoder;
 use pressrun::job::TRACE_SUFFIX;
 use serde::Deserialize;
 
-use crate::embedded_s3::EmbeddedS3;
+use crate::embedded::s3::EmbeddedS3;
 
 const MOST_PLACES: usize = 5;
 const MOST_LINE_CHARACTERS: usize = 50;

@@ -1,10 +1,8 @@
 //! What the integration tests share: a function over an embedded S3, and events to give it.
 #![allow(dead_code, reason = "each test uses a part of it")]
 
-#[path = "../embedded_s3/mod.rs"]
-pub mod embedded_s3;
-#[path = "../embedded_sqs/mod.rs"]
-pub mod embedded_sqs;
+#[path = "../embedded/mod.rs"]
+pub mod embedded;
 pub mod log;
 pub mod processes;
 pub mod proxy;
@@ -13,8 +11,8 @@ pub mod told;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use embedded_s3::EmbeddedS3;
-use embedded_sqs::EmbeddedSqs;
+use embedded::s3::EmbeddedS3;
+use embedded::sqs::EmbeddedSqs;
 use pressrun::aws::Clients;
 use pressrun::config::Config;
 use pressrun::function::deadline::Deadline;

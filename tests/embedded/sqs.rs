@@ -1,27 +1,22 @@
 //! A stand-in for SQS on a free loopback port, in this process: queues that take messages, and
 //! visibilities that are changed. Refuses what SQS refuses: messages that are too large, have too
 //! many or empty attributes or forbidden characters, and a FIFO queue's without their ids.
-#![allow(dead_code, reason = "each test uses a part of it")]
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::thread;
 use std::time::Duration;
 
 use aws_sdk_sqs::config::{BehaviorVersion, Credentials, Region};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
-use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
-use tokio::sync::oneshot;
-use tokio::task::JoinSet;
+
+use super::faults::Faults;
+use super::server::Server;
 
 const MOST_MESSAGE_BYTES: usize = 1024 * 1024;
 
@@ -49,9 +44,8 @@ struct Store {
     queues: Mutex<BTreeMap<String, Vec<Message>>>,
     /// Receipt handle and seconds.
     visibilities: Mutex<Vec<(String, u64)>>,
-    /// With the queue that they are for.
-    faults: Mutex<VecDeque<(String, Fault)>>,
-    lasting_fault: Mutex<Option<(String, Fault)>>,
+    /// By queue.
+    faults: Faults<Fault>,
     /// One in so many requests fails.
     stumbles_one_in: Mutex<Option<usize>>,
     requests: Mutex<Vec<String>>,
@@ -59,26 +53,21 @@ struct Store {
 
 /// A running server. Ends, with its thread, when it is dropped.
 pub struct EmbeddedSqs {
-    address: SocketAddr,
     store: Arc<Store>,
-    server: Option<(oneshot::Sender<()>, thread::JoinHandle<()>)>,
+    server: Server,
 }
 
 impl EmbeddedSqs {
     pub fn start(queues: &[&str]) -> Self {
         let store = Arc::new(Store::default());
         *store.queues.lock().unwrap() = queues.iter().map(|queue| ((*queue).to_owned(), Vec::new())).collect();
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let address = listener.local_addr().unwrap();
-        let (stop, stopped) = oneshot::channel();
-        let shared = store.clone();
-        let server = thread::spawn(move || serve(listener, &shared, stopped));
-        Self { address, store, server: Some((stop, server)) }
+        let served = store.clone();
+        let service = service_fn(move |request| answer(served.clone(), request));
+        Self { store, server: Server::start("embedded-sqs", service) }
     }
 
     pub fn url(&self, queue: &str) -> String {
-        format!("http://{}/123456789012/{queue}", self.address)
+        format!("http://{}/123456789012/{queue}", self.server.address)
     }
 
     /// The real SDK, pointed here.
@@ -87,7 +76,7 @@ impl EmbeddedSqs {
             .behavior_version(BehaviorVersion::latest())
             .region(Region::from_static("eu-central-1"))
             .credentials_provider(Credentials::new("key", "secret", None, None, "embedded"))
-            .endpoint_url(format!("http://{}", self.address))
+            .endpoint_url(format!("http://{}", self.server.address))
             .build();
         aws_sdk_sqs::Client::from_conf(config)
     }
@@ -114,44 +103,13 @@ impl EmbeddedSqs {
 
     /// Answers the next requests for a queue with these faults.
     pub fn answer_next(&self, queue: &str, faults: impl IntoIterator<Item = Fault>) {
-        self.store.faults.lock().unwrap().extend(faults.into_iter().map(|fault| (queue.to_owned(), fault)));
+        self.store.faults.answer_next(queue, faults);
     }
 
     /// Answers every request for a queue with this fault, or as it should again.
     pub fn answer_all(&self, queue: &str, fault: Option<Fault>) {
-        *self.store.lasting_fault.lock().unwrap() = fault.map(|fault| (queue.to_owned(), fault));
+        self.store.faults.answer_all(queue, fault);
     }
-}
-
-impl Drop for EmbeddedSqs {
-    fn drop(&mut self) {
-        if let Some((stop, server)) = self.server.take() {
-            drop(stop);
-            server.join().unwrap();
-        }
-    }
-}
-
-fn serve(listener: std::net::TcpListener, store: &Arc<Store>, mut stopped: oneshot::Receiver<()>) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let listener = TcpListener::from_std(listener).unwrap();
-        let mut connections = JoinSet::new();
-        loop {
-            let (socket, _) = tokio::select! {
-                accepted = listener.accept() => accepted.unwrap(),
-                _ = &mut stopped => break,
-                Some(_) = connections.join_next() => continue,
-            };
-            socket.set_nodelay(true).unwrap();
-            let store = store.clone();
-            let service = service_fn(move |request| answer(store.clone(), request));
-            connections.spawn(async {
-                // A client that goes away is no fault of the server's.
-                let _ = http1::Builder::new().serve_connection(TokioIo::new(socket), service).await;
-            });
-        }
-    });
 }
 
 async fn answer(store: Arc<Store>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
@@ -162,7 +120,7 @@ async fn answer(store: Arc<Store>, request: Request<Incoming>) -> Result<Respons
     store.requests.lock().unwrap().push(format!("{target} {queue}"));
     let requests = store.requests.lock().unwrap().len();
     let stumbles = store.stumbles_one_in.lock().unwrap().is_some_and(|one_in| requests.is_multiple_of(one_in));
-    match next_fault(&store, &queue).or(stumbles.then_some(Fault::InternalFailure)) {
+    match store.faults.of(&queue).or(stumbles.then_some(Fault::InternalFailure)) {
         Some(Fault::InternalFailure) => return Ok(refused("InternalFailure", 500)),
         Some(Fault::AccessDenied) => return Ok(refused("AccessDenied", 403)),
         Some(Fault::Delay(delay)) => tokio::time::sleep(delay).await,
@@ -177,14 +135,6 @@ async fn answer(store: Arc<Store>, request: Request<Incoming>) -> Result<Respons
         Ok(answer) => response(200, &answer),
         Err(code) => refused(code, 400),
     })
-}
-
-fn next_fault(store: &Store, queue: &str) -> Option<Fault> {
-    let mut faults = store.faults.lock().unwrap();
-    if let Some(index) = faults.iter().position(|(of, _)| of == queue) {
-        return faults.remove(index).map(|(_, fault)| fault);
-    }
-    store.lasting_fault.lock().unwrap().as_ref().filter(|(of, _)| of == queue).map(|(_, fault)| *fault)
 }
 
 fn send_message(store: &Store, queue: &str, input: &Value) -> Result<Value, &'static str> {

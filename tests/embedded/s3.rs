@@ -2,22 +2,17 @@
 //! one lock is the store. Knows what pressrun needs and refuses the rest.
 //!
 //! It verifies signatures and checksums, and does not create buckets that it was not started
-//! with. Shared by the tests, the benchmarks and the local example.
-#![allow(dead_code, reason = "each of those uses a part of it")]
+//! with.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::thread;
 use std::time::{Duration, SystemTime};
 
 use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region};
 use bytes::{Bytes, BytesMut};
 use futures_util::TryStreamExt;
-use hyper::server::conn::http1;
-use hyper_util::rt::TokioIo;
 use s3s::auth::SimpleAuth;
 use s3s::checksum::ChecksumHasher;
 use s3s::crypto::{Checksum, Crc32, Md5};
@@ -27,9 +22,9 @@ use s3s::dto::{
 };
 use s3s::service::S3ServiceBuilder;
 use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
-use tokio::net::TcpListener;
-use tokio::sync::oneshot;
-use tokio::task::JoinSet;
+
+use super::faults::Faults;
+use super::server::Server;
 
 const ACCESS_KEY: &str = "AKIAEMBEDDEDS3EXAMPLE";
 const SECRET_KEY: &str = "embedded-s3-secret-key";
@@ -71,10 +66,8 @@ type Buckets = BTreeMap<String, BTreeMap<String, Object>>;
 #[derive(Default)]
 struct Store {
     buckets: Mutex<Buckets>,
-    /// With what a request has to contain that gets one.
-    faults: Mutex<VecDeque<(String, Fault)>>,
-    /// Answers every such request, after `faults`, while it is set.
-    lasting_fault: Mutex<Option<(String, Fault)>>,
+    /// By request, as `PUT bucket/key`.
+    faults: Faults<Fault>,
     /// One in so many requests gets a fault, by chance.
     stumbles_one_in: Mutex<Option<u64>>,
     /// All requests, as `PUT bucket/key`.
@@ -83,9 +76,8 @@ struct Store {
 
 /// A running server. Ends, with its thread, when it is dropped.
 pub struct EmbeddedS3 {
-    address: SocketAddr,
     store: Arc<Store>,
-    server: Option<(oneshot::Sender<()>, thread::JoinHandle<()>)>,
+    server: Server,
 }
 
 impl EmbeddedS3 {
@@ -93,18 +85,13 @@ impl EmbeddedS3 {
     pub fn start(buckets: &[&str]) -> Self {
         let store = Arc::new(Store::default());
         *store.buckets.lock().unwrap() = buckets.iter().map(|bucket| ((*bucket).to_owned(), BTreeMap::new())).collect();
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let address = listener.local_addr().unwrap();
-        let (stop, stopped) = oneshot::channel();
-        let shared = store.clone();
-        let server =
-            thread::Builder::new().name("embedded-s3".to_owned()).spawn(move || serve(listener, shared, stopped));
-        Self { address, store, server: Some((stop, server.unwrap())) }
+        let mut builder = S3ServiceBuilder::new(MapS3(store.clone()));
+        builder.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
+        Self { store, server: Server::start("embedded-s3", builder.build()) }
     }
 
     pub fn endpoint(&self) -> String {
-        format!("http://{}", self.address)
+        format!("http://{}", self.server.address)
     }
 
     /// The real SDK, pointed here.
@@ -148,8 +135,7 @@ impl EmbeddedS3 {
 
     /// Answers the next requests that contain this, as `PUT bucket/key`, with these faults.
     pub fn answer_next(&self, request: &str, faults: impl IntoIterator<Item = Fault>) {
-        let faults = faults.into_iter().map(|fault| (request.to_owned(), fault));
-        self.store.faults.lock().unwrap().extend(faults);
+        self.store.faults.answer_next(request, faults);
     }
 
     /// Answers every request with this fault from now on; with `None` as it should again.
@@ -159,7 +145,7 @@ impl EmbeddedS3 {
 
     /// The same for every request that contains this, as `PUT bucket/key`.
     pub fn answer_all(&self, request: &str, fault: Option<Fault>) {
-        *self.store.lasting_fault.lock().unwrap() = fault.map(|fault| (request.to_owned(), fault));
+        self.store.faults.answer_all(request, fault);
     }
 
     /// Answers one in so many requests with an error, by a chance that is the same each time.
@@ -170,15 +156,6 @@ impl EmbeddedS3 {
     /// The requests since this was asked last, as `PUT bucket/key`.
     pub fn requests(&self) -> Vec<String> {
         std::mem::take(&mut self.store.requests.lock().unwrap())
-    }
-}
-
-impl Drop for EmbeddedS3 {
-    fn drop(&mut self) {
-        if let Some((stop, server)) = self.server.take() {
-            drop(stop);
-            server.join().unwrap();
-        }
     }
 }
 
@@ -194,38 +171,13 @@ pub fn client_for(endpoint: &str) -> aws_sdk_s3::Client {
     aws_sdk_s3::Client::from_conf(config)
 }
 
-fn serve(listener: std::net::TcpListener, store: Arc<Store>, mut stopped: oneshot::Receiver<()>) {
-    let mut builder = S3ServiceBuilder::new(MapS3(store));
-    builder.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
-    let service = builder.build();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let listener = TcpListener::from_std(listener).unwrap();
-        let mut connections = JoinSet::new();
-        loop {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                _ = &mut stopped => break,
-                Some(_) = connections.join_next() => continue,
-            };
-            let Ok((socket, _)) = accepted else { continue };
-            socket.set_nodelay(true).unwrap();
-            let connection = http1::Builder::new().serve_connection(TokioIo::new(socket), service.clone());
-            connections.spawn(async {
-                // A client that goes away is no fault of the server's.
-                let _ = connection.await;
-            });
-        }
-    });
-}
-
 struct MapS3(Arc<Store>);
 
 impl MapS3 {
     /// Does what a test has asked for. Gives back what is to be done when a PUT is served.
     async fn stumble(&self, method: &str, bucket: &str, key: &str) -> S3Result<Option<Fault>> {
         let request = format!("{method} {bucket}/{key}");
-        let fault = self.next_fault(&request).or_else(|| self.chance_fault());
+        let fault = self.0.faults.of(&request).or_else(|| self.chance_fault());
         self.0.requests.lock().unwrap().push(request);
         match fault {
             Some(Fault::InternalError) => Err(s3_error!(InternalError, "asked for by the test")),
@@ -239,15 +191,6 @@ impl MapS3 {
             }
             fault => Ok(fault),
         }
-    }
-
-    fn next_fault(&self, request: &str) -> Option<Fault> {
-        let mut faults = self.0.faults.lock().unwrap();
-        if let Some(index) = faults.iter().position(|(part, _)| request.contains(part)) {
-            return faults.remove(index).map(|(_, fault)| fault);
-        }
-        let lasting = self.0.lasting_fault.lock().unwrap();
-        lasting.as_ref().filter(|(part, _)| request.contains(part)).map(|(_, fault)| *fault)
     }
 
     fn chance_fault(&self) -> Option<Fault> {
