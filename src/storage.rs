@@ -96,6 +96,18 @@ impl Storage {
         &self.output_bucket
     }
 
+    /// How large a message's files may be, all together.
+    #[must_use]
+    pub fn largest_files(&self) -> usize {
+        self.most_input_bytes
+    }
+
+    /// How large a message behind a pointer may be, and its files.
+    #[must_use]
+    pub fn largest_inputs(&self) -> usize {
+        self.most_input_bytes.saturating_mul(2)
+    }
+
     /// Reads the message that a pointer points to. Its size is checked before its body is read.
     ///
     /// # Errors

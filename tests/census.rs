@@ -13,7 +13,7 @@ use pressrun::function::deadline::Deadline;
 use serde_json::json;
 use support::embedded::s3::Fault;
 use support::processes::{Holdings, children, holdings, run_of, signal, threads, until_run_waits, until_run_works};
-use support::{INPUT, Stage, config, embedded, letter, record, record_of, run};
+use support::{INPUT, Stage, config, embedded, letter, pointer, record, record_of, run};
 
 fn take_turns() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
@@ -40,11 +40,9 @@ fn census(stage: &Stage) -> Census {
 /// are uploads at once, to SQS as many as there are requests.
 async fn fill_connection_pools(stage: &mut Stage) {
     let delay = Duration::from_millis(50);
-    let class = "software.amazon.payloadoffloading.PayloadS3Pointer";
-    let pointer = json!([class, {"s3BucketName": INPUT, "s3Key": "any"}]).to_string();
     stage.sqs.answer_all("documents", Some(embedded::sqs::Fault::Delay(delay)));
     stage.s3.answer_all_with(Some(Fault::AccessDenied));
-    stage.handle((0..80).map(|number| record_of(&number.to_string(), pointer.clone())).collect()).await;
+    stage.handle((0..80).map(|number| record_of(&number.to_string(), pointer(INPUT, "any"))).collect()).await;
     stage.sqs.answer_all("documents", None);
     stage.s3.answer_all_with(Some(Fault::Delay(delay)));
     stage.handle((0..40).map(|number| letter(&number.to_string())).collect()).await;

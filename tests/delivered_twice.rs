@@ -9,7 +9,7 @@ use pressrun::function::records;
 use pressrun::function::verdict::{ErrorCode, Verdict};
 use serde_json::{Value, json};
 use support::embedded::s3::Fault;
-use support::{INPUT, OUTPUT, Stage, config, letter, letter_to, received, record_of, run};
+use support::{INPUT, OUTPUT, Stage, config, letter, letter_to, pointer, received, record_of, run};
 
 async fn verdict(stage: &mut Stage, record: Value) -> Verdict {
     let records = records::parse(json!({"Records": [record]})).unwrap();
@@ -60,8 +60,7 @@ fn a_message_whose_object_is_there_is_not_set_again() {
 fn a_message_behind_a_pointer_is_known_by_what_it_says() {
     run(async {
         let mut stage = Stage::with_presses(1).await;
-        let class = "software.amazon.payloadoffloading.PayloadS3Pointer";
-        let pointer = || record_of("a", json!([class, {"s3BucketName": INPUT, "s3Key": "a"}]).to_string());
+        let pointer = || record_of("a", pointer(INPUT, "a"));
         let message = |to: &str| json!({"template": "letter", "data": {"to": to}}).to_string();
         stage.s3.put(INPUT, "a", message("x"));
         assert!(!was_there(&mut stage, pointer()).await);

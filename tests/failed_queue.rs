@@ -10,7 +10,7 @@ use pressrun::function::deadline::Deadline;
 use serde_json::{Value, json};
 use std::time::{Duration, SystemTime};
 use support::embedded::sqs::{Fault, Message};
-use support::{INPUT, OUTPUT, Stage, config, in_group, letter, log, received, record, record_of, run};
+use support::{INPUT, OUTPUT, Stage, config, in_group, letter, log, pointer, received, record, record_of, run};
 
 async fn stage() -> Stage {
     Stage::with_queues(config(1), Some("failed"), None).await
@@ -78,10 +78,6 @@ fn a_message_that_is_given_up_is_parked_with_its_reason_and_counts_as_done() {
 fn every_kind_of_permanent_failure_is_parked() {
     run(async {
         let mut stage = Stage::with_queues(config(1), Some("failed"), None).await;
-        let pointer = |key: &str| {
-            let class = "software.amazon.payloadoffloading.PayloadS3Pointer";
-            json!([class, {"s3BucketName": INPUT, "s3Key": key}]).to_string()
-        };
         stage.s3.put(INPUT, "typo", json!({"template": "letter", "daata": 1}).to_string());
         stage.s3.put(OUTPUT, "taken.pdf", "somebody's own");
         let taken = json!({"template": "letter", "data": {"to": "x"}, "key": "taken.pdf", "if_exists": "fail"});
@@ -89,8 +85,8 @@ fn every_kind_of_permanent_failure_is_parked() {
             ("KeyTaken", "letter", record_of("taken", taken.to_string())),
             ("InvalidMessage", "", record_of("not-json", "{")),
             ("InvalidMessage", "letter", record_of("typo", r#"{"template": "letter", "daata": {}}"#)),
-            ("InvalidMessage", "letter", record_of("typo-behind-a-pointer", pointer("typo"))),
-            ("InvalidMessage", "", record_of("absent", pointer("absent"))),
+            ("InvalidMessage", "letter", record_of("typo-behind-a-pointer", pointer(INPUT, "typo"))),
+            ("InvalidMessage", "", record_of("absent", pointer(INPUT, "absent"))),
             ("UnknownTemplate", "lettre", record("unknown", "lettre", json!({}))),
             ("TypstError", "broken-at-line-3", record("error", "broken-at-line-3", json!({"broken": true}))),
             ("RunKilled", "overflow", record("overflow", "overflow", json!({"depth": 100_000}))),

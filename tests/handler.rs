@@ -6,7 +6,7 @@ use pressrun::function::deadline::Deadline;
 use serde_json::{Value, json};
 use std::time::{Duration, SystemTime};
 use support::embedded::s3::{EmbeddedS3, Fault, client_for};
-use support::{INPUT, OUTPUT, Stage, config, letter, record, record_of, run};
+use support::{INPUT, OUTPUT, Stage, config, letter, pointer, record, record_of, run};
 
 #[test]
 fn every_record_of_a_batch_becomes_an_object() {
@@ -151,10 +151,6 @@ fn the_same_message_delivered_twice_leaves_the_same_bytes() {
 fn a_large_message_is_read_from_the_input_bucket_only() {
     run(async {
         let mut stage = Stage::with_presses(1).await;
-        let pointer = |bucket: &str, key: &str| {
-            json!(["software.amazon.payloadoffloading.PayloadS3Pointer", {"s3BucketName": bucket, "s3Key": key}])
-                .to_string()
-        };
         let message = |filler: usize| json!({"template": "letter", "data": {"to": "you", "x": "x".repeat(filler)}});
         stage.s3.put(INPUT, "fits", message(900_000).to_string());
         stage.s3.put(INPUT, "too-large", message(1024 * 1024).to_string());

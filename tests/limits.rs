@@ -10,7 +10,7 @@ use pressrun::function::deadline::Deadline;
 use pressrun::function::records;
 use pressrun::function::verdict::{ErrorCode, Failure, Verdict};
 use serde_json::{Value, json};
-use support::{Stage, config, letter, record, run};
+use support::{INPUT, Stage, config, letter, pointer, record, record_of, run};
 
 fn endless(id: &str) -> Value {
     record(id, "endless", json!({"endless": true}))
@@ -82,6 +82,54 @@ fn a_document_that_needs_most_of_the_memory_is_set_alone() {
         let mut stage = Stage::with_memory(1, 400).await;
         let batch = vec![large("x"), letter("a"), large("y"), large("z")];
         let verdicts = self::verdicts(&mut stage, batch, in_seconds(60)).await;
+        assert_only_these_failed(&verdicts, ErrorCode::MemoryLimit, &[]);
+    });
+}
+
+/// A message behind a pointer, with a file of its own.
+fn behind_a_pointer(stage: &Stage, id: &str, template: &str, data: &Value, file: Vec<u8>) -> Value {
+    let message = json!({"template": template, "data": data, "files": {"enclosed": format!("file-of-{id}")}});
+    stage.s3.put(INPUT, id, message.to_string());
+    stage.s3.put(INPUT, &format!("file-of-{id}"), file);
+    record_of(id, pointer(INPUT, id))
+}
+
+const MEGABYTE: usize = 1_000_000;
+
+#[test]
+fn no_more_is_read_ahead_than_a_quarter_of_the_memory() {
+    run(async {
+        let config = Stage::config_with_memory(1, 250).await;
+        let mut stage = Stage::with(Config { most_data_bytes: 15 * MEGABYTE, ..config }).await;
+        let mut batch = vec![endless("slow")];
+        for number in 0..8 {
+            let id = number.to_string();
+            batch.push(behind_a_pointer(&stage, &id, "letter", &json!({"to": "you"}), vec![b'x'; 15 * MEGABYTE]));
+        }
+        let verdicts = verdicts(&mut stage, batch, in_seconds(6)).await;
+        assert!(matches!(verdicts[0].1, Verdict::TransientFailure(_) | Verdict::PermanentFailure(_)));
+        assert!(verdicts[1..].iter().all(|(_, verdict)| matches!(verdict, Verdict::Stored(_))), "{verdicts:?}");
+        let requests = stage.s3.requests();
+        let before_the_first_pdf = requests.iter().take_while(|request| !request.starts_with("PUT"));
+        let files = before_the_first_pdf.filter(|request| request.contains("file-of-")).count();
+        // Four have room beside each other, and the next one when one of them is set.
+        assert!((3..=6).contains(&files), "{files} of 8 were read while no press was free");
+    });
+}
+
+#[test]
+fn documents_that_are_set_alone_wait_for_no_room_that_they_have_themselves() {
+    run(async {
+        let config = Stage::config_with_memory(2, 400).await;
+        // Room for the inputs of one at a time.
+        let mut stage = Stage::with(Config { most_data_bytes: 100 * MEGABYTE, ..config }).await;
+        let batch: Vec<Value> = (0..5)
+            .map(|number| {
+                let greedy = json!({"megabytes": 250});
+                behind_a_pointer(&stage, &number.to_string(), "greedy", &greedy, vec![b'x'; 1000])
+            })
+            .collect();
+        let verdicts = verdicts(&mut stage, among_nine_letters(batch), in_seconds(60)).await;
         assert_only_these_failed(&verdicts, ErrorCode::MemoryLimit, &[]);
     });
 }

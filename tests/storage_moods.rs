@@ -12,7 +12,7 @@ use pressrun::function::verdict::{ErrorCode, Verdict};
 use serde_json::{Value, json};
 use support::embedded::s3::{EmbeddedS3, Fault, client_for};
 use support::proxy::{Mischief, Proxy};
-use support::{INPUT, OUTPUT, Stage, config, letter, log, record_of, run};
+use support::{INPUT, OUTPUT, Stage, config, letter, log, pointer, record_of, run};
 
 fn in_seconds(seconds: u64) -> Deadline {
     Deadline::from_lambda(SystemTime::now() + Duration::from_secs(seconds))
@@ -71,8 +71,7 @@ fn a_bucket_that_is_not_there_throws_no_message_away() {
 fn a_message_behind_a_pointer_that_s3_does_not_give_is_not_thrown_away() {
     run(async {
         let mut stage = Stage::with_presses(1).await;
-        let class = "software.amazon.payloadoffloading.PayloadS3Pointer";
-        let pointer = || record_of("a", json!([class, {"s3BucketName": INPUT, "s3Key": "a"}]).to_string());
+        let pointer = || record_of("a", pointer(INPUT, "a"));
         stage.s3.put(INPUT, "a", json!({"template": "letter", "data": {"to": "a"}}).to_string());
         for (fault, code) in [
             (Fault::SlowDown, ErrorCode::InputUnavailable),

@@ -53,8 +53,14 @@ impl Limits {
         Self { deadline, grant: grant.unwrap_or(whole / 2), memory_bytes }
     }
 
+    /// The memory for what is read ahead of the presses, a quarter of it all.
+    #[must_use]
+    pub fn memory_for_inputs(&self) -> Option<usize> {
+        self.memory_bytes.map(|bytes| usize::try_from(bytes / 4).unwrap_or(usize::MAX))
+    }
+
     /// The memory for a document that is set while as many as `presses` may be at work, and
-    /// PDFs of `held_bytes` wait to be stored.
+    /// inputs and PDFs of `held_bytes` wait to be set and stored.
     #[must_use]
     pub fn memory(&self, presses: usize, held_bytes: usize) -> MemoryLimit {
         let left = self.memory_bytes.map(|budget| budget.saturating_sub(held_bytes as u64));

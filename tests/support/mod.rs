@@ -128,6 +128,11 @@ impl Stage {
     }
 }
 
+/// The body that the Extended Client Library sends for a message that lies in S3.
+pub fn pointer(bucket: &str, key: &str) -> String {
+    json!(["software.amazon.payloadoffloading.PayloadS3Pointer", {"s3BucketName": bucket, "s3Key": key}]).to_string()
+}
+
 /// A record as SQS writes it.
 pub fn record_of(message_id: &str, body: impl Into<String>) -> Value {
     json!({

@@ -3,19 +3,19 @@
 //!
 //! All of it is one future, with no task of its own: when it is dropped, at the deadline, no
 //! part of it goes on. This module says what waits for what; [`reading`], [`setting`] and
-//! [`settling`] do the work.
+//! [`settling`] do the work, [`memory`] says how much there may be at a time.
 
+mod memory;
 mod reading;
 mod setting;
 mod settling;
 
 use std::cell::{Cell, RefCell};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{Mutex, Semaphore, mpsc, oneshot};
 use tracing::Instrument;
 
 use super::account::{Account, Audience};
@@ -29,6 +29,7 @@ use crate::press::room::Room;
 use crate::queues::Queues;
 use crate::storage::Storage;
 use crate::typeset::diagnostics::Diagnostic;
+use memory::{Memory, Space};
 
 /// What a batch works with.
 pub struct Workshop<'a> {
@@ -50,6 +51,8 @@ struct Document<'a> {
     job: Job,
     /// What the job's files hold, in their order.
     files: Vec<Bytes>,
+    /// For what of it comes from S3, if anything does.
+    space: Option<Space>,
     /// To write its key.
     turn: Option<Turn>,
     trace_slower_than: Option<Duration>,
@@ -64,11 +67,11 @@ struct Queued<'a> {
 
 /// What comes of a document at a press.
 enum Setting<'a> {
-    Set(Document<'a>, Typeset),
+    Set(Box<Document<'a>>, Typeset),
     /// It is not set, or an earlier delivery of its message has stored it.
     Decided(Decision),
     /// It is to be set again, alone in a fresh run and with all the memory.
-    NeedsMoreMemory(Document<'a>),
+    NeedsMoreMemory,
 }
 
 /// What becomes of a record, but for what queues have to be told.
@@ -86,8 +89,7 @@ struct Typeset {
     pdf: Bytes,
     /// Empty if there is none.
     trace: Bytes,
-    /// Makes room for another PDF when it is dropped.
-    _room: OwnedSemaphorePermit,
+    space: Space,
 }
 
 /// A document that took longer than `TRACE_SLOWER_THAN_MS`. Its PDF is stored, its trace is not.
@@ -96,7 +98,7 @@ struct Slow {
     typesetting: Duration,
     trace: Bytes,
     _turn: Option<Turn>,
-    _room: OwnedSemaphorePermit,
+    _space: Space,
 }
 
 /// Where documents are sent that want a press. The presses' invocation ends when nobody can send
@@ -106,11 +108,10 @@ type ToPresses<'a> = mpsc::UnboundedSender<Queued<'a>>;
 /// Where documents wait for a press.
 type Queue<'a> = Mutex<mpsc::UnboundedReceiver<Queued<'a>>>;
 
-/// A document that had too little memory while others had theirs, and the records that have to
-/// wait for it.
-struct SetAside<'a> {
+/// A record whose document had too little memory while others had theirs, and the records that
+/// have to wait for it.
+struct SetAside {
     index: usize,
-    document: Document<'a>,
     rest: Chain,
 }
 
@@ -123,14 +124,11 @@ struct Batch<'a> {
     turns: Turns,
     reads: Semaphore,
     uploads: Semaphore,
-    /// As many permits as there may be PDFs in memory.
-    room_for_pdfs: Arc<Semaphore>,
-    /// The size of those that are.
-    held_bytes: Cell<usize>,
+    memory: Memory,
     presses: usize,
     /// Whether it has been said that S3 does not let the function do its work.
     has_said_denied: Cell<bool>,
-    set_aside: RefCell<Vec<SetAside<'a>>>,
+    set_aside: RefCell<Vec<SetAside>>,
 }
 
 /// Sets and stores every record's document. Returns when each has its verdict and every run that
@@ -144,8 +142,7 @@ pub async fn set_all(workshop: &Workshop<'_>, rooms: &mut [Room], records: &[Rec
         turns: Turns::default(),
         reads: Semaphore::new(MOST_READS),
         uploads: Semaphore::new(MOST_UPLOADS),
-        room_for_pdfs: Arc::new(Semaphore::new(rooms.len() + MOST_UPLOADS)),
-        held_bytes: Cell::new(0),
+        memory: Memory::new(rooms.len(), workshop.limits.memory_for_inputs(), workshop.storage.largest_inputs()),
         presses: rooms.len(),
         has_said_denied: Cell::new(false),
         set_aside: RefCell::default(),
@@ -199,14 +196,10 @@ impl<'a> Batch<'a> {
     /// that come after it in its chain, if they can go on.
     async fn conclude(&self, index: usize, setting: Setting<'a>, rest: Chain) -> Option<Chain> {
         let (decision, slow) = match setting {
-            Setting::Set(document, typeset) => Box::pin(self.store(document, typeset)).await,
+            Setting::Set(document, typeset) => Box::pin(self.store(*document, typeset)).await,
             Setting::Decided(decision) => (decision, None),
-            Setting::NeedsMoreMemory(mut document) => {
-                // Others that write the same key would wait for it, and it waits for all others.
-                document.turn = None;
-                // Nor is it to fail for the memory that its trace takes.
-                document.trace_slower_than = None;
-                self.set_aside.borrow_mut().push(SetAside { index, document, rest });
+            Setting::NeedsMoreMemory => {
+                self.set_aside.borrow_mut().push(SetAside { index, rest });
                 return None;
             }
         };
@@ -234,58 +227,70 @@ impl<'a> Batch<'a> {
     /// Reads a record's message and has its document set. Gives `to_press` back as soon as it is
     /// not needed.
     async fn read_and_set(&self, index: usize, to_press: Option<ToPresses<'a>>) -> Setting<'a> {
-        let (record, account) = (&self.records[index], &self.accounts[index]);
-        let job = match Box::pin(self.read(record)).await {
-            Ok(job) => job,
-            Err(decision) => {
-                self.shares.one_fewer_waits();
-                return Setting::Decided(decision);
-            }
-        };
-        account.names_template(&job.template);
-        let turn = Some(self.turns.take(&job.key).await);
-        if record.receive_count > 1
-            && let Some(verdict) = Box::pin(self.find(&job)).await
-        {
-            self.shares.one_fewer_waits();
-            return Setting::Decided(Decision::of(&job, verdict));
-        }
-        let files = match Box::pin(self.read_files(&job)).await {
-            Ok(files) => files,
+        let document = match self.prepare(index).await {
+            Ok(document) => document,
             Err(decision) => {
                 self.shares.one_fewer_waits();
                 return Setting::Decided(decision);
             }
         };
         let (answer, answered) = oneshot::channel();
-        let trace_slower_than = self.workshop.trace_slower_than;
-        let document = Document { record, account, job, files, turn, trace_slower_than };
         let queued = Queued { document, since: Instant::now(), answer };
         let waits = to_press.is_some_and(|press| press.send(queued).is_ok());
         debug_assert!(waits, "presses wait as long as documents can be sent to them");
         answered.await.expect("a press answers for every document")
     }
 
+    /// Reads all that a record's document is set from, when it is its turn to write its key.
+    async fn prepare(&self, index: usize) -> Result<Document<'a>, Decision> {
+        let (record, account) = (&self.records[index], &self.accounts[index]);
+        let (job, mut space) = Box::pin(self.read(record)).await?;
+        account.names_template(&job.template);
+        let turn = Some(self.turns.take(&job.key).await);
+        if record.receive_count > 1
+            && let Some(verdict) = Box::pin(self.find(&job)).await
+        {
+            return Err(Decision::of(&job, verdict));
+        }
+        let files = Box::pin(self.read_files(&job)).await?;
+        let bytes = job.data.len() + files.iter().map(Bytes::len).sum::<usize>();
+        if let Some(space) = &mut space {
+            space.shrinks_to(bytes);
+        }
+        let trace_slower_than = self.workshop.trace_slower_than;
+        Ok(Document { record, account, job, files, space, turn, trace_slower_than })
+    }
+
     /// Sets a document again, when no other is being set and no PDF waits to be stored, in a run
     /// of its own. What had to wait for it can then go on.
-    async fn work_alone(&self, room: &mut Room, set_aside: SetAside<'a>) -> Option<Chain> {
-        let SetAside { index, document, rest } = set_aside;
-        let whole = self.presses + MOST_UPLOADS;
-        let mut room_for_pdf = self.room_for_pdf(u32::try_from(whole).unwrap_or(u32::MAX)).await;
-        drop(room_for_pdf.split(whole - 1));
+    async fn work_alone(&self, room: &mut Room, set_aside: SetAside) -> Option<Chain> {
+        let SetAside { index, rest } = set_aside;
+        let space = self.memory.space_for_the_only_pdf().await;
         self.shares.begin(1);
         let span = &self.accounts[index].span;
-        let setting = self.set(room, document, 1, room_for_pdf).instrument(span.clone()).await;
+        let setting = async {
+            match self.prepare(index).await {
+                // It is not to fail for the memory that its trace takes.
+                Ok(document) => self.set(room, Document { trace_slower_than: None, ..document }, 1, space).await,
+                Err(decision) => Setting::Decided(decision),
+            }
+        };
+        let setting = Box::pin(setting).instrument(span.clone()).await;
         room.end_invocation().await;
         self.conclude(index, setting, rest).instrument(span.clone()).await
     }
 
-    async fn room_for_pdf(&self, pdfs: u32) -> OwnedSemaphorePermit {
-        self.room_for_pdfs.clone().acquire_many_owned(pdfs).await.expect("the semaphore is never closed")
-    }
-
     fn decide(&self, index: usize, verdict: Verdict) {
         self.accounts[index].decide(&self.records[index], verdict, self.workshop.audience);
+    }
+}
+
+impl Document<'_> {
+    /// Lets go of what it was set from.
+    fn drop_inputs(&mut self) {
+        self.job.data = Bytes::new();
+        self.files = Vec::new();
+        self.space = None;
     }
 }
 

@@ -5,6 +5,7 @@ use std::fmt;
 
 use bytes::Bytes;
 
+use super::memory::Space;
 use super::{Batch, Decision};
 use crate::function::records::Record;
 use crate::function::verdict::{ErrorCode, Failure, Stored, Verdict};
@@ -12,16 +13,27 @@ use crate::job::{self, Body, Job, JobError, Surroundings};
 use crate::storage::InputError;
 
 impl Batch<'_> {
-    pub(super) async fn read(&self, record: &Record) -> Result<Job, Decision> {
+    /// Reads a record's message. With it comes the space for what is read from S3, if anything is.
+    pub(super) async fn read(&self, record: &Record) -> Result<(Job, Option<Space>), Decision> {
         let body = record.body.as_deref().map_err(|problem| invalid(None, &problem))?;
         let surroundings = Surroundings { message_id: &record.message_id, ..self.workshop.surroundings };
         match Body::parse(body).map_err(|error| refused(body, &error))? {
-            Body::Message(message) => Job::parse(message, surroundings).map_err(|error| refused(message, &error)),
+            Body::Message(message) => {
+                let job = Job::parse(message, surroundings).map_err(|error| refused(message, &error))?;
+                if job.files.is_empty() {
+                    return Ok((job, None));
+                }
+                let space = self.memory.space_for_inputs(self.workshop.storage.largest_files()).await;
+                Ok((job, Some(space)))
+            }
             Body::Pointer(pointer) => {
+                let mut space = self.memory.space_for_inputs(self.workshop.storage.largest_inputs()).await;
                 let _turn = self.reads.acquire().await.expect("the semaphore is never closed");
                 let read = self.workshop.storage.read_message(&pointer, self.workshop.limits.time_of_a_try()).await;
                 let message = read.map_err(|error| self.not_read(None, &error))?;
-                Job::parse(&message, surroundings).map_err(|error| refused(&message, &error))
+                let job = Job::parse(&message, surroundings).map_err(|error| refused(&message, &error))?;
+                space.holds(job.data.len());
+                Ok((job, Some(space)))
             }
         }
     }

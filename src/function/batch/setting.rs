@@ -3,9 +3,9 @@
 use std::iter;
 
 use bytes::Bytes;
-use tokio::sync::OwnedSemaphorePermit;
 use tracing::Instrument;
 
+use super::memory::Space;
 use super::{Batch, Decision, Document, Queue, Queued, Setting, Typeset};
 use crate::function::limits::{MemoryLimit, TimeLimit};
 use crate::function::verdict::{ErrorCode, Failure, Verdict};
@@ -28,12 +28,12 @@ impl<'a> Batch<'a> {
     /// Gives a press one document after another, and ends its run when there are no more.
     pub(super) async fn keep_busy(&self, room: &mut Room, queue: &Queue<'a>) {
         loop {
-            let room_for_pdf = self.room_for_pdf(1).await;
+            let space = self.memory.space_for_pdf().await;
             let Some(Queued { document, since, answer }) = queue.lock().await.recv().await else { break };
             self.shares.one_fewer_waits();
             document.account.queue_wait.set(Some(since.elapsed()));
             let span = document.account.span.clone();
-            let setting = self.set(room, document, self.presses, room_for_pdf).instrument(span).await;
+            let setting = self.set(room, document, self.presses, space).instrument(span).await;
             let is_awaited = answer.send(setting).is_ok();
             debug_assert!(is_awaited, "a document's chain waits for it");
         }
@@ -45,9 +45,9 @@ impl<'a> Batch<'a> {
     pub(super) async fn set(
         &self,
         room: &mut Room,
-        document: Document<'a>,
+        mut document: Document<'a>,
         presses: usize,
-        room_for_pdf: OwnedSemaphorePermit,
+        mut space: Space,
     ) -> Setting<'a> {
         let Document { record, account, job, files, .. } = &document;
         account.is_at_press(room.number());
@@ -57,7 +57,7 @@ impl<'a> Batch<'a> {
         for _ in 0..MOST_TRIES {
             let limits = &self.workshop.limits;
             let time = limits.time(self.shares.others_wait() || !self.set_aside.borrow().is_empty());
-            let memory = limits.memory(presses, self.held_bytes.get());
+            let memory = limits.memory(presses, self.memory.held_bytes());
             let has_all_of_it = room.is_fresh() && document.trace_slower_than.is_none();
             let memory = MemoryLimit { is_whole_budget: memory.is_whole_budget && has_all_of_it, ..memory };
             let header = Header {
@@ -78,16 +78,17 @@ impl<'a> Batch<'a> {
                     pdf,
                     trace,
                 })) => {
-                    self.held_bytes.update(|held| held + pdf.len() + trace.len());
-                    let typeset = Typeset { pages, warnings, typesetting, pdf, trace, _room: room_for_pdf };
-                    return Setting::Set(document, typeset);
+                    space.holds(pdf.len() + trace.len());
+                    document.drop_inputs();
+                    let typeset = Typeset { pages, warnings, typesetting, pdf, trace, space };
+                    return Setting::Set(Box::new(document), typeset);
                 }
                 Ok(Outcome::Answered(Answered { answer, .. })) => {
                     log_last_words(&answer);
                     match not_set(answer, was_fresh, time, memory) {
                         NotSet::TryAgain(failure) => failure,
                         NotSet::Decided(verdict) => return Setting::Decided(Decision::of(&document.job, verdict)),
-                        NotSet::NeedsMoreMemory => return Setting::NeedsMoreMemory(document),
+                        NotSet::NeedsMoreMemory => return Setting::NeedsMoreMemory,
                     }
                 }
                 Ok(Outcome::PressLost(error)) => {

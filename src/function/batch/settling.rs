@@ -80,12 +80,11 @@ impl Batch<'_> {
     pub(super) async fn store(&self, document: Document<'_>, typeset: Typeset) -> (Decision, Option<Slow>) {
         let _turn = self.uploads.acquire().await.expect("the semaphore is never closed");
         let Document { account, job, turn, trace_slower_than, .. } = document;
-        let Typeset { pages, warnings, typesetting, pdf, trace, _room: room } = typeset;
-        let bytes = pdf.len();
+        let Typeset { pages, warnings, typesetting, pdf, trace, mut space } = typeset;
         let began = Instant::now();
         let stored = self.workshop.storage.store(&job, pages, pdf, self.workshop.limits.time_of_a_try()).await;
         account.upload_time.set(Some(began.elapsed()));
-        self.held_bytes.update(|held| held - bytes);
+        space.holds(trace.len());
         let verdict = match stored {
             Ok(object) => Verdict::Stored(Stored::now(job.key.clone(), object, warnings, typesetting)),
             Err(error) => self.not_stored(&error),
@@ -93,16 +92,15 @@ impl Batch<'_> {
         let decision = Decision::of(&job, verdict);
         let is_slow = trace_slower_than.is_some_and(|slower_than| typesetting > slower_than);
         if is_slow && matches!(decision.verdict, Verdict::Stored(_)) {
-            return (decision, Some(Slow { job, typesetting, trace, _turn: turn, _room: room }));
+            return (decision, Some(Slow { job, typesetting, trace, _turn: turn, _space: space }));
         }
-        self.held_bytes.update(|held| held - trace.len());
         (decision, None)
     }
 
     /// Stores the trace of a slow document, and says where it is. The record has its verdict, which
     /// this does not change.
     pub(super) async fn store_trace(&self, slow: Slow) {
-        let Slow { job, typesetting, trace, _turn, _room } = slow;
+        let Slow { job, typesetting, trace, _turn, _space } = slow;
         let milliseconds = typesetting.as_secs_f64() * 1000.0;
         if trace.is_empty() {
             let reason = "it had too little of its time left";
@@ -110,9 +108,7 @@ impl Batch<'_> {
             return;
         }
         let _upload = self.uploads.acquire().await.expect("the semaphore is never closed");
-        let bytes = trace.len();
         let stored = self.workshop.storage.store_trace(&job, trace, self.workshop.limits.time_of_a_try()).await;
-        self.held_bytes.update(|held| held - bytes);
         match stored {
             Ok(trace) => tracing::info!(milliseconds, trace, "slow"),
             Err(reason) => {

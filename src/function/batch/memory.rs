@@ -1,0 +1,96 @@
+//! What a batch may have in the function's own memory at a time: messages and files that are read
+//! from S3 ahead of a press, and PDFs that wait to be stored.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::function::limits::MOST_UPLOADS;
+
+/// What space is given out by.
+const KIB: usize = 1024;
+
+pub(super) struct Memory {
+    /// A permit a KiB.
+    inputs: Arc<Semaphore>,
+    /// A permit a PDF.
+    pdfs: Arc<Semaphore>,
+    most_pdfs: usize,
+    held_bytes: Rc<Cell<usize>>,
+}
+
+/// A part of the memory, until it is dropped.
+pub(super) struct Space {
+    permit: OwnedSemaphorePermit,
+    bytes: usize,
+    held_bytes: Rc<Cell<usize>>,
+}
+
+impl Memory {
+    /// With so many bytes for the inputs of all documents, if that is limited, but with enough for
+    /// one, which has `largest_inputs` at most.
+    pub fn new(presses: usize, input_bytes: Option<usize>, largest_inputs: usize) -> Self {
+        let most_pdfs = presses + MOST_UPLOADS;
+        let input_bytes = input_bytes.unwrap_or(usize::MAX).max(largest_inputs);
+        Self {
+            inputs: Arc::new(Semaphore::new(kib(input_bytes) as usize)),
+            pdfs: Arc::new(Semaphore::new(most_pdfs)),
+            most_pdfs,
+            held_bytes: Rc::default(),
+        }
+    }
+
+    /// How much there is in all that is given out.
+    pub fn held_bytes(&self) -> usize {
+        self.held_bytes.get()
+    }
+
+    /// Space for inputs of so many bytes at most.
+    pub async fn space_for_inputs(&self, most_bytes: usize) -> Space {
+        self.space(&self.inputs, kib(most_bytes)).await
+    }
+
+    /// Space for a document's PDF, and its trace.
+    pub async fn space_for_pdf(&self) -> Space {
+        self.space(&self.pdfs, 1).await
+    }
+
+    /// The same when there is no other PDF any more.
+    pub async fn space_for_the_only_pdf(&self) -> Space {
+        let mut space = self.space(&self.pdfs, u32::try_from(self.most_pdfs).unwrap_or(u32::MAX)).await;
+        drop(space.permit.split(self.most_pdfs - 1));
+        space
+    }
+
+    async fn space(&self, semaphore: &Arc<Semaphore>, permits: u32) -> Space {
+        let permit = semaphore.clone().acquire_many_owned(permits).await.expect("the semaphore is never closed");
+        Space { permit, bytes: 0, held_bytes: self.held_bytes.clone() }
+    }
+}
+
+impl Space {
+    /// So much is in it from now on.
+    pub fn holds(&mut self, bytes: usize) {
+        self.held_bytes.update(|held| held - self.bytes + bytes);
+        self.bytes = bytes;
+    }
+
+    /// So much is in it, and will not be more: the rest is for others.
+    pub fn shrinks_to(&mut self, bytes: usize) {
+        self.holds(bytes);
+        let surplus = self.permit.num_permits().saturating_sub(kib(bytes) as usize);
+        drop(self.permit.split(surplus));
+    }
+}
+
+impl Drop for Space {
+    fn drop(&mut self) {
+        self.holds(0);
+    }
+}
+
+fn kib(bytes: usize) -> u32 {
+    u32::try_from(bytes.div_ceil(KIB)).unwrap_or(u32::MAX)
+}
