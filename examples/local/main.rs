@@ -1,11 +1,11 @@
 //! The whole function on your machine, with nothing to install: the real handler, the real AWS
 //! SDK, and an S3 server inside this process. Leaves the PDFs in `out/`.
 //!
-//!     cargo run --release --example local -- events/batch.json
-//!     cargo run --release --example local -- --template invoice data/*.json
-//!     cargo run --release --example local -- --trace traces events/batch.json
-//!     cargo run --release --example local -- check
-//!     cargo run --release --example local -- new letter
+//!     cargo run --example local -- events/batch.json
+//!     cargo run --example local -- --template invoice data/*.json
+//!     cargo run --example local -- --trace traces events/batch.json
+//!     cargo run --example local -- check
+//!     cargo run --example local -- new letter
 
 mod check;
 #[path = "../../tests/embedded/mod.rs"]

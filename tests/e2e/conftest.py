@@ -1,4 +1,4 @@
-"""What the tests share: the release binary, S3 and SQS on loopback, and the function under the emulator."""
+"""What the tests share: the program under test, S3 and SQS on loopback, and the function under the emulator."""
 
 import json
 import os

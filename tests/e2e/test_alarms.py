@@ -1,5 +1,5 @@
 """Each alarm of template.yaml goes off when it should, and not before. The function's own metrics are those that the
-release binary tells under the emulator; SQS's and Lambda's are reckoned from what moto's queues hold and from what
+function tells under the emulator; SQS's and Lambda's are reckoned from what moto's queues hold and from what
 invocations answer, under the names that AWS has for them."""
 
 import time

@@ -23,14 +23,14 @@ from faulty_s3 import NO_FAULT, Fault, FaultyS3
 
 # What each leaves behind, as a pattern of its output.
 RUN = {
-    "cargo run --release --example local -- events/batch.json": r"out/.*\.pdf$",
-    "cargo run --release --example local -- --template invoice templates/invoice/sample.json": r"out/.*\.pdf$",
-    "cargo run --release --example local -- --trace traces events/batch.json": r"out/.*\.pdf$",
+    "cargo run --example local -- events/batch.json": r"out/.*\.pdf$",
+    "cargo run --example local -- --template invoice templates/invoice/sample.json": r"out/.*\.pdf$",
+    "cargo run --example local -- --trace traces events/batch.json": r"out/.*\.pdf$",
 }
 # In a copy of the templates, since the first makes one.
 RUN_IN_A_COPY = [
-    "cargo run --release --example local -- new letter",
-    "cargo run --release --example local -- check",
+    "cargo run --example local -- new letter",
+    "cargo run --example local -- check",
 ]
 SEND_MESSAGE = """\
 aws sqs send-message --queue-url "$QUEUE_URL" --message-body '{"template": "invoice", "data": '"$(cat templates/invoice/sample.json)"'}'"""

@@ -1,4 +1,4 @@
-"""The release binary under AWS's Runtime Interface Emulator: what it answers, and what it leaves behind."""
+"""The function under AWS's Runtime Interface Emulator: what it answers, and what it leaves behind."""
 
 import json
 import os

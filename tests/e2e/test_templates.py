@@ -22,9 +22,9 @@ FINDINGS_OF_EVERY_FILE = Path(__file__).parent / "findings_of_every_file.json"
 
 
 @pytest.fixture(scope="session")
-def local(binary: Path) -> Path:
-    """The local example; tests/e2e/run has built it beside the function."""
-    return binary.parent / "examples/local"
+def local(target: Path) -> Path:
+    """The local example; tests/e2e/run has built it."""
+    return target / "debug/examples/local"
 
 
 def set_locally(local: Path, folder: Path, template: str, data: str, templates: Path = TEMPLATES) -> bytes:
