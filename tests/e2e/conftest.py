@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,10 @@ OUTPUT = "output"
 INPUT = "input"
 # The presses that all tests work with, whatever the machine.
 WORKERS = 2
+
+
+# A shell lets its background jobs ignore SIGINT, and they all that they start. SAM and cargo-lambda end by it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def port_of(endpoint: str) -> int:
