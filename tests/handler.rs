@@ -2,11 +2,14 @@
 
 mod support;
 
+use std::fs;
+use std::time::{Duration, SystemTime};
+
+use pressrun::config::Config;
 use pressrun::function::deadline::Deadline;
 use serde_json::{Value, json};
-use std::time::{Duration, SystemTime};
 use support::embedded::s3::{EmbeddedS3, Fault, client_for};
-use support::{INPUT, OUTPUT, Stage, config, letter, pointer, record, record_of, run};
+use support::{INPUT, OUTPUT, Stage, config, letter, pointer, real_templates, record, record_of, run};
 
 #[test]
 fn every_record_of_a_batch_becomes_an_object() {
@@ -144,6 +147,23 @@ fn the_same_message_delivered_twice_leaves_the_same_bytes() {
         other.handle(vec![long, letter("a")]).await;
         assert_eq!((other.pdf("letter", "a").unwrap(), other.pdf("long", "long").unwrap()), first);
         assert_ne!(stage.pdf("letter", "b").unwrap(), first.0, "other messages, other bytes");
+    });
+}
+
+#[test]
+fn a_document_may_come_at_any_moment_while_a_run_gets_warm() {
+    run(async {
+        let config = Config { templates_dir: real_templates(), ..config(1) };
+        let (mut stage, told) = Stage::telling(config).await;
+        let sample = fs::read(real_templates().join("invoice/sample.json")).unwrap();
+        let sample: Value = serde_json::from_slice(&sample).unwrap();
+        for milliseconds in (0..100).step_by(4) {
+            let id = format!("after-{milliseconds}");
+            let failed = stage.handle(vec![record(&id, "invoice", sample.clone())]).await;
+            assert!(failed.is_empty() && stage.pdf("invoice", &id).is_some(), "{id}");
+            assert_eq!(told.take_invocation()["RunsLost"], 0, "{id}");
+            tokio::time::sleep(Duration::from_millis(milliseconds)).await;
+        }
     });
 }
 

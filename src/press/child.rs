@@ -33,6 +33,7 @@ pub(super) struct Run {
     is_reaped: bool,
     /// Until it says that it is warm: a document would have to wait.
     pub is_warming: bool,
+    pub forked_at: Instant,
 }
 
 impl Run {
@@ -65,6 +66,7 @@ impl Run {
                     stderr,
                     is_reaped: false,
                     is_warming: sample.is_some(),
+                    forked_at: Instant::now(),
                 })
             }
         }

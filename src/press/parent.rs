@@ -86,6 +86,8 @@ struct Press {
     run: Run,
     /// What the next run warms itself with.
     last_template: String,
+    /// How long the latest one took for that.
+    warming_time: Duration,
 }
 
 /// Why relaying a document stopped before its verdict.
@@ -116,7 +118,8 @@ impl Press {
         let answers = io::stdout();
         frames::write(&answers, Frame::json(Kind::Ready, &Readiness::Warm { templates }))?;
         let function = FrameReader::new(io::stdin());
-        Ok(Self { typesetter, most_threads, filters, threads, function, answers, run, last_template })
+        let warming_time = run.forked_at.elapsed();
+        Ok(Self { typesetter, most_threads, filters, threads, function, answers, run, last_template, warming_time })
     }
 
     /// Serves the function until it closes its end. An error means that the pipe to it is out of
@@ -141,7 +144,7 @@ impl Press {
                 return Ok(Some(frame));
             }
             let (function_is_ready, run_is_ready) = wait_for_both(&self.function.pipe, &self.run.answers.pipe)?;
-            if run_is_ready && !self.run.becomes_warm()? {
+            if run_is_ready && !self.run_becomes_warm()? {
                 let (how, end) = self.run.kill()?;
                 if how != End::Exited(run::EXIT_AFTER_PANIC) {
                     eprintln!("press: a waiting run {}. {}", end.how, end.stderr.trim_end());
@@ -159,9 +162,8 @@ impl Press {
     fn relay_document(&mut self, document: Frame) -> io::Result<()> {
         let Header { template, time_limit, wants_another_run, .. } = document.parse()?;
         self.last_template = template;
-        if wants_another_run || self.run.is_warming || !self.run.has_said_no_more() {
-            // A cold run that begins now is sooner done than one that first has to get warm, and
-            // one that says what nobody asked for is not to be trusted.
+        if wants_another_run || self.is_far_from_warm() || !self.run.has_said_no_more() {
+            // One that says what nobody asked for is not to be trusted.
             self.run.kill()?;
             self.fork_run(None)?;
         }
@@ -185,6 +187,21 @@ impl Press {
                 frames::write(&self.answers, Frame::json(Kind::Verdict, &answer))
             }
         }
+    }
+
+    /// Whether a cold run that begins now is sooner done with a document than this one, which first
+    /// has to get warm: that takes about as long as a document in a cold run, and one in a warm
+    /// run half of it.
+    fn is_far_from_warm(&self) -> bool {
+        self.run.is_warming && self.run.forked_at.elapsed() < self.warming_time / 2
+    }
+
+    fn run_becomes_warm(&mut self) -> io::Result<bool> {
+        let is_warm = self.run.becomes_warm()?;
+        if is_warm {
+            self.warming_time = self.run.forked_at.elapsed();
+        }
+        Ok(is_warm)
     }
 
     /// Passes a request on, frame by frame; what is left of it when the run has gone is drained.
@@ -211,6 +228,7 @@ impl Press {
         loop {
             match self.run.answers.buffered() {
                 Ok(Some(frame)) => match frame.kind {
+                    Kind::Warm if self.run.is_warming => self.run.is_warming = false,
                     Kind::Begun => *ends_at = Some(Instant::now() + time_limit),
                     Kind::Pdf | Kind::Trace => frames::write(&self.answers, frame)?,
                     Kind::Verdict => {
