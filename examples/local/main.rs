@@ -247,8 +247,10 @@ fn print_verdict((record, verdict): &RecordVerdict) {
     let template = template_of(record);
     match verdict {
         Verdict::Stored(stored) => {
+            let what = if stored.was_there { "was stored" } else { "stored" };
+            let pages = if stored.pages == 1 { "page" } else { "pages" };
             println!(
-                "stored     {template:<12} {:>5} pages {:>10} bytes {:>8.1} ms  {}",
+                "{what:<10} {template:<12} {:>5} {pages:<5} {:>10} bytes {:>8.1} ms  {}",
                 stored.pages,
                 stored.bytes,
                 stored.typesetting.as_secs_f64() * 1000.0,
