@@ -157,7 +157,7 @@ fn a_document_may_come_at_any_moment_while_a_run_gets_warm() {
         let (mut stage, told) = Stage::telling(config).await;
         let sample = fs::read(real_templates().join("invoice/sample.json")).unwrap();
         let sample: Value = serde_json::from_slice(&sample).unwrap();
-        for milliseconds in (0..100).step_by(4) {
+        for milliseconds in (0..200).step_by(8) {
             let id = format!("after-{milliseconds}");
             let failed = stage.handle(vec![record(&id, "invoice", sample.clone())]).await;
             assert!(failed.is_empty() && stage.pdf("invoice", &id).is_some(), "{id}");

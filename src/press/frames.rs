@@ -125,7 +125,7 @@ pub struct Header {
     pub files: Vec<(String, usize)>,
     /// How many threads it may use to begin with.
     pub threads: usize,
-    /// How long it may be set. The press keeps this time, from the request being whole.
+    /// How long it may be set. The press keeps this time, from when its run begins.
     pub time_limit: Duration,
     /// How much memory its run may have, as `RLIMIT_DATA` counts it.
     pub memory_limit_bytes: Option<u64>,

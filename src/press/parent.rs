@@ -5,6 +5,7 @@
 //! document. When it cannot keep the function's pipe in order it exits, and the function starts
 //! another.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -86,8 +87,8 @@ struct Press {
     run: Run,
     /// What the next run warms itself with.
     last_template: String,
-    /// How long the latest one took for that.
-    warming_time: Duration,
+    /// How long that took, by template.
+    warming_times: BTreeMap<String, Duration>,
 }
 
 /// Why relaying a document stopped before its verdict.
@@ -118,8 +119,8 @@ impl Press {
         let answers = io::stdout();
         frames::write(&answers, Frame::json(Kind::Ready, &Readiness::Warm { templates }))?;
         let function = FrameReader::new(io::stdin());
-        let warming_time = run.forked_at.elapsed();
-        Ok(Self { typesetter, most_threads, filters, threads, function, answers, run, last_template, warming_time })
+        let warming_times = BTreeMap::from([(last_template.clone(), run.forked_at.elapsed())]);
+        Ok(Self { typesetter, most_threads, filters, threads, function, answers, run, last_template, warming_times })
     }
 
     /// Serves the function until it closes its end. An error means that the pipe to it is out of
@@ -161,9 +162,10 @@ impl Press {
     /// verdict for it, whatever the run does; unless it ends the invocation before.
     fn relay_document(&mut self, document: Frame) -> io::Result<()> {
         let Header { template, time_limit, wants_another_run, .. } = document.parse()?;
+        // One that says what nobody asked for is not to be trusted.
+        let is_fit = !wants_another_run && self.is_warm_in_time()? && self.run.has_said_no_more();
         self.last_template = template;
-        if wants_another_run || self.is_far_from_warm() || !self.run.has_said_no_more() {
-            // One that says what nobody asked for is not to be trusted.
+        if !is_fit {
             self.run.kill()?;
             self.fork_run(None)?;
         }
@@ -189,17 +191,25 @@ impl Press {
         }
     }
 
-    /// Whether a cold run that begins now is sooner done with a document than this one, which first
-    /// has to get warm: that takes about as long as a document in a cold run, and one in a warm
-    /// run half of it.
-    fn is_far_from_warm(&self) -> bool {
-        self.run.is_warming && self.run.forked_at.elapsed() < self.warming_time / 2
+    /// Waits for a run that is nearly warm. Else a cold run that begins now is sooner done with a
+    /// document: that takes about as long as getting warm, and in a warm run half of it.
+    fn is_warm_in_time(&mut self) -> io::Result<bool> {
+        if !self.run.is_warming {
+            return Ok(true);
+        }
+        let Some(&usual) = self.warming_times.get(&self.last_template) else { return Ok(false) };
+        if self.run.forked_at.elapsed() < usual / 2 {
+            return Ok(false);
+        }
+        let mut answers = [PollFd::new(self.run.answers.pipe.as_fd(), PollFlags::POLLIN)];
+        poll_until(&mut answers, Some(self.run.forked_at + usual * 3 / 2))?;
+        Ok(answers[0].any() == Some(true) && self.run_becomes_warm()?)
     }
 
     fn run_becomes_warm(&mut self) -> io::Result<bool> {
         let is_warm = self.run.becomes_warm()?;
         if is_warm {
-            self.warming_time = self.run.forked_at.elapsed();
+            self.warming_times.insert(self.last_template.clone(), self.run.forked_at.elapsed());
         }
         Ok(is_warm)
     }
@@ -228,7 +238,6 @@ impl Press {
         loop {
             match self.run.answers.buffered() {
                 Ok(Some(frame)) => match frame.kind {
-                    Kind::Warm if self.run.is_warming => self.run.is_warming = false,
                     Kind::Begun => *ends_at = Some(Instant::now() + time_limit),
                     Kind::Pdf | Kind::Trace => frames::write(&self.answers, frame)?,
                     Kind::Verdict => {
