@@ -5,7 +5,6 @@
 
 mod support;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::Signal;
@@ -13,12 +12,7 @@ use pressrun::function::deadline::Deadline;
 use serde_json::json;
 use support::embedded::s3::Fault;
 use support::processes::{Holdings, children, holdings, run_of, signal, threads, until_run_waits, until_run_works};
-use support::{INPUT, Stage, config, embedded, letter, pointer, record, record_of, run};
-
-fn take_turns() -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
-}
+use support::{INPUT, Stage, config, embedded, letter, pointer, record, record_of, run, take_turns};
 
 /// Everything there is to count, between invocations.
 #[derive(Debug, PartialEq, Eq)]

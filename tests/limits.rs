@@ -10,7 +10,7 @@ use pressrun::function::deadline::Deadline;
 use pressrun::function::records;
 use pressrun::function::verdict::{ErrorCode, Failure, Verdict};
 use serde_json::{Value, json};
-use support::{INPUT, Stage, config, letter, pointer, record, record_of, run};
+use support::{INPUT, Stage, config, letter, pointer, record, record_of, run, take_turns};
 
 fn endless(id: &str) -> Value {
     record(id, "endless", json!({"endless": true}))
@@ -73,6 +73,7 @@ fn a_batch_gets_through_however_many_documents_never_end() {
 
 #[test]
 fn a_document_that_needs_most_of_the_memory_is_set_alone() {
+    let _turn = take_turns();
     run(async {
         let mut stage = Stage::with_memory(2, 400).await;
         let large = |id: &str| record(id, "greedy", json!({"megabytes": 250}));
@@ -98,27 +99,47 @@ const MEGABYTE: usize = 1_000_000;
 
 #[test]
 fn no_more_is_read_ahead_than_a_quarter_of_the_memory() {
+    let _turn = take_turns();
     run(async {
-        let config = Stage::config_with_memory(1, 250).await;
-        let mut stage = Stage::with(Config { most_data_bytes: 15 * MEGABYTE, ..config }).await;
+        let config = Stage::config_with_memory(1, 260).await;
+        let most_render_time = Some(Duration::from_secs(2));
+        let mut stage = Stage::with(Config { most_data_bytes: 15 * MEGABYTE, most_render_time, ..config }).await;
         let mut batch = vec![endless("slow")];
         for number in 0..8 {
             let id = number.to_string();
             batch.push(behind_a_pointer(&stage, &id, "letter", &json!({"to": "you"}), vec![b'x'; 15 * MEGABYTE]));
         }
-        let verdicts = verdicts(&mut stage, batch, in_seconds(6)).await;
-        assert!(matches!(verdicts[0].1, Verdict::TransientFailure(_) | Verdict::PermanentFailure(_)));
+        let verdicts = verdicts(&mut stage, batch, in_seconds(60)).await;
+        assert_eq!(failure_of(&verdicts, "slow").code, ErrorCode::TimeLimit);
         assert!(verdicts[1..].iter().all(|(_, verdict)| matches!(verdict, Verdict::Stored(_))), "{verdicts:?}");
         let requests = stage.s3.requests();
         let before_the_first_pdf = requests.iter().take_while(|request| !request.starts_with("PUT"));
         let files = before_the_first_pdf.filter(|request| request.contains("file-of-")).count();
-        // Four have room beside each other, and the next one when one of them is set.
+        // Three, and the next ones as those are set.
         assert!((3..=6).contains(&files), "{files} of 8 were read while no press was free");
     });
 }
 
 #[test]
+fn a_document_is_not_blamed_for_what_others_take_of_the_memory() {
+    let _turn = take_turns();
+    run(async {
+        let config = Stage::config_with_memory(1, 300).await;
+        let mut stage = Stage::with(Config { most_data_bytes: 15 * MEGABYTE, ..config }).await;
+        // It would fit if the others' files were not read meanwhile.
+        let mut batch = vec![record("large", "greedy", json!({"megabytes": 190}))];
+        for number in 0..4 {
+            let id = number.to_string();
+            batch.push(behind_a_pointer(&stage, &id, "letter", &json!({"to": "you"}), vec![b'x'; 15 * MEGABYTE]));
+        }
+        let verdicts = verdicts(&mut stage, batch, in_seconds(60)).await;
+        assert_only_these_failed(&verdicts, ErrorCode::MemoryLimit, &[]);
+    });
+}
+
+#[test]
 fn documents_that_are_set_alone_wait_for_no_room_that_they_have_themselves() {
+    let _turn = take_turns();
     run(async {
         let config = Stage::config_with_memory(2, 400).await;
         // Room for the inputs of one at a time.

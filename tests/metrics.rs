@@ -5,7 +5,6 @@
 
 mod support;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::sys::signal::Signal;
@@ -14,12 +13,7 @@ use serde_json::{Value, json};
 use support::embedded::s3::Fault;
 use support::processes::{run_of, signal, until_run_works};
 use support::told::Told;
-use support::{Stage, config, letter, letter_to, log, record, record_of, run};
-
-fn take_turns() -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
-}
+use support::{Stage, config, letter, letter_to, log, record, record_of, run, take_turns};
 
 fn number(record: &Value, metric: &str) -> f64 {
     record[metric].as_f64().unwrap_or_else(|| panic!("no {metric} in {record}"))

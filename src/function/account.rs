@@ -17,8 +17,8 @@ pub(super) struct Account {
     pub span: Span,
     template: RefCell<Option<String>>,
     press: Cell<Option<usize>>,
-    /// From the message being read until a press was free for it.
-    pub queue_wait: Cell<Option<Duration>>,
+    /// For memory to read it into, and for a press.
+    queue_wait: Cell<Option<Duration>>,
     pub upload_time: Cell<Option<Duration>>,
     verdict: RefCell<Option<Verdict>>,
 }
@@ -53,6 +53,10 @@ impl Account {
             self.span.record("template", template);
             *named = Some(template.to_owned());
         }
+    }
+
+    pub fn has_waited(&self, time: Duration) {
+        self.queue_wait.update(|waited| Some(waited.unwrap_or_default() + time));
     }
 
     pub fn is_at_press(&self, number: usize) {

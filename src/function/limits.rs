@@ -59,12 +59,23 @@ impl Limits {
         self.memory_bytes.map(|bytes| usize::try_from(bytes / 4).unwrap_or(usize::MAX))
     }
 
-    /// The memory for a document that is set while as many as `presses` may be at work, and
-    /// inputs and PDFs of `held_bytes` wait to be set and stored.
+    /// The memory for a document that is set while as many as `presses` may be at work, and inputs
+    /// and PDFs have so many bytes.
     #[must_use]
-    pub fn memory(&self, presses: usize, held_bytes: usize) -> MemoryLimit {
-        let left = self.memory_bytes.map(|budget| budget.saturating_sub(held_bytes as u64));
-        MemoryLimit { bytes: left.map(|left| left / presses as u64), is_whole_budget: presses == 1 }
+    pub fn shared_memory(&self, presses: usize, kept_bytes: usize) -> MemoryLimit {
+        let bytes = self.memory_beside(kept_bytes).map(|left| left / presses as u64);
+        MemoryLimit { bytes, is_whole_budget: false }
+    }
+
+    /// The memory for a document that is set alone, in a run that has set no other, from inputs of
+    /// so many bytes.
+    #[must_use]
+    pub fn whole_memory(&self, kept_bytes: usize) -> MemoryLimit {
+        MemoryLimit { bytes: self.memory_beside(kept_bytes), is_whole_budget: true }
+    }
+
+    fn memory_beside(&self, kept_bytes: usize) -> Option<u64> {
+        self.memory_bytes.map(|budget| budget.saturating_sub(kept_bytes as u64))
     }
 
     /// The time for one try of a request that begins now: if its connection has gone silent, as

@@ -103,13 +103,18 @@ impl EmbeddedSqs {
 
     /// Answers the next requests for a queue with these faults.
     pub fn answer_next(&self, queue: &str, faults: impl IntoIterator<Item = Fault>) {
-        self.store.faults.answer_next(queue, faults);
+        self.store.faults.answer_next(&whole(queue), faults);
     }
 
     /// Answers every request for a queue with this fault, or as it should again.
     pub fn answer_all(&self, queue: &str, fault: Option<Fault>) {
-        self.store.faults.answer_all(queue, fault);
+        self.store.faults.answer_all(&whole(queue), fault);
     }
+}
+
+/// So that `failed` is not found in `failed.fifo`.
+fn whole(queue: &str) -> String {
+    format!("{queue} ")
 }
 
 async fn answer(store: Arc<Store>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
@@ -120,7 +125,7 @@ async fn answer(store: Arc<Store>, request: Request<Incoming>) -> Result<Respons
     store.requests.lock().unwrap().push(format!("{target} {queue}"));
     let requests = store.requests.lock().unwrap().len();
     let stumbles = store.stumbles_one_in.lock().unwrap().is_some_and(|one_in| requests.is_multiple_of(one_in));
-    match store.faults.of(&queue).or(stumbles.then_some(Fault::InternalFailure)) {
+    match store.faults.of(&whole(&queue)).or(stumbles.then_some(Fault::InternalFailure)) {
         Some(Fault::InternalFailure) => return Ok(refused("InternalFailure", 500)),
         Some(Fault::AccessDenied) => return Ok(refused("AccessDenied", 403)),
         Some(Fault::Delay(delay)) => tokio::time::sleep(delay).await,

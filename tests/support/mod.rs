@@ -9,6 +9,7 @@ pub mod proxy;
 pub mod told;
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use embedded::s3::EmbeddedS3;
@@ -26,6 +27,12 @@ pub const INPUT: &str = "input";
 
 /// The queues that a test may name in `FAILED_QUEUE_URL` and `DONE_QUEUE_URL`.
 pub const QUEUES: [&str; 5] = ["documents", "failed", "failed.fifo", "done", "done.fifo"];
+
+/// For tests that reckon with what this process has. Those of one program run side by side.
+pub fn take_turns() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A function with real presses, over the real SDK and stand-ins for S3 and SQS on loopback.
 pub struct Stage {

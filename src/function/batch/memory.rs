@@ -15,10 +15,14 @@ const KIB: usize = 1024;
 pub(super) struct Memory {
     /// A permit a KiB.
     inputs: Arc<Semaphore>,
+    input_bytes: usize,
+    inputs_held: Rc<Cell<usize>>,
+    /// Whether any record wants something from S3.
+    has_inputs: Cell<bool>,
     /// A permit a PDF.
     pdfs: Arc<Semaphore>,
     most_pdfs: usize,
-    held_bytes: Rc<Cell<usize>>,
+    pdfs_held: Rc<Cell<usize>>,
 }
 
 /// A part of the memory, until it is dropped.
@@ -36,38 +40,45 @@ impl Memory {
         let input_bytes = input_bytes.unwrap_or(usize::MAX).max(largest_inputs);
         Self {
             inputs: Arc::new(Semaphore::new(kib(input_bytes) as usize)),
+            input_bytes,
+            inputs_held: Rc::default(),
+            has_inputs: Cell::new(false),
             pdfs: Arc::new(Semaphore::new(most_pdfs)),
             most_pdfs,
-            held_bytes: Rc::default(),
+            pdfs_held: Rc::default(),
         }
     }
 
-    /// How much there is in all that is given out.
-    pub fn held_bytes(&self) -> usize {
-        self.held_bytes.get()
+    /// What runs cannot have: all that is held, and while more may be read, the space for that.
+    pub fn bytes_kept_from_runs(&self, more_may_be_read: bool) -> usize {
+        let may_grow = more_may_be_read && self.has_inputs.get();
+        let inputs = if may_grow { self.input_bytes } else { self.inputs_held.get() };
+        inputs.saturating_add(self.pdfs_held.get())
     }
 
     /// Space for inputs of so many bytes at most.
     pub async fn space_for_inputs(&self, most_bytes: usize) -> Space {
-        self.space(&self.inputs, kib(most_bytes)).await
+        self.has_inputs.set(true);
+        space(&self.inputs, kib(most_bytes), &self.inputs_held).await
     }
 
     /// Space for a document's PDF, and its trace.
     pub async fn space_for_pdf(&self) -> Space {
-        self.space(&self.pdfs, 1).await
+        space(&self.pdfs, 1, &self.pdfs_held).await
     }
 
     /// The same when there is no other PDF any more.
     pub async fn space_for_the_only_pdf(&self) -> Space {
-        let mut space = self.space(&self.pdfs, u32::try_from(self.most_pdfs).unwrap_or(u32::MAX)).await;
+        let all = u32::try_from(self.most_pdfs).unwrap_or(u32::MAX);
+        let mut space = space(&self.pdfs, all, &self.pdfs_held).await;
         drop(space.permit.split(self.most_pdfs - 1));
         space
     }
+}
 
-    async fn space(&self, semaphore: &Arc<Semaphore>, permits: u32) -> Space {
-        let permit = semaphore.clone().acquire_many_owned(permits).await.expect("the semaphore is never closed");
-        Space { permit, bytes: 0, held_bytes: self.held_bytes.clone() }
-    }
+async fn space(semaphore: &Arc<Semaphore>, permits: u32, held_bytes: &Rc<Cell<usize>>) -> Space {
+    let permit = semaphore.clone().acquire_many_owned(permits).await.expect("the semaphore is never closed");
+    Space { permit, bytes: 0, held_bytes: held_bytes.clone() }
 }
 
 impl Space {
@@ -77,9 +88,8 @@ impl Space {
         self.bytes = bytes;
     }
 
-    /// So much is in it, and will not be more: the rest is for others.
+    /// There will not be more in it than so much: the rest is for others.
     pub fn shrinks_to(&mut self, bytes: usize) {
-        self.holds(bytes);
         let surplus = self.permit.num_permits().saturating_sub(kib(bytes) as usize);
         drop(self.permit.split(surplus));
     }

@@ -74,6 +74,14 @@ enum Setting<'a> {
     NeedsMoreMemory,
 }
 
+/// Who else may be at work while a document is set.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Beside {
+    /// Documents at the other presses; others are read, and stored.
+    Others,
+    Nobody,
+}
+
 /// What becomes of a record, but for what queues have to be told.
 struct Decision {
     verdict: Verdict,
@@ -244,7 +252,7 @@ impl<'a> Batch<'a> {
     /// Reads all that a record's document is set from, when it is its turn to write its key.
     async fn prepare(&self, index: usize) -> Result<Document<'a>, Decision> {
         let (record, account) = (&self.records[index], &self.accounts[index]);
-        let (job, mut space) = Box::pin(self.read(record)).await?;
+        let (job, mut space) = Box::pin(self.read(record, account)).await?;
         account.names_template(&job.template);
         let turn = Some(self.turns.take(&job.key).await);
         if record.receive_count > 1
@@ -255,6 +263,7 @@ impl<'a> Batch<'a> {
         let files = Box::pin(self.read_files(&job)).await?;
         let bytes = job.data.len() + files.iter().map(Bytes::len).sum::<usize>();
         if let Some(space) = &mut space {
+            space.holds(bytes);
             space.shrinks_to(bytes);
         }
         let trace_slower_than = self.workshop.trace_slower_than;
@@ -271,7 +280,9 @@ impl<'a> Batch<'a> {
         let setting = async {
             match self.prepare(index).await {
                 // It is not to fail for the memory that its trace takes.
-                Ok(document) => self.set(room, Document { trace_slower_than: None, ..document }, 1, space).await,
+                Ok(document) => {
+                    self.set(room, Document { trace_slower_than: None, ..document }, Beside::Nobody, space).await
+                }
                 Err(decision) => Setting::Decided(decision),
             }
         };

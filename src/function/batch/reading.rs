@@ -2,11 +2,13 @@
 //! delivery has made its object already.
 
 use std::fmt;
+use std::time::Instant;
 
 use bytes::Bytes;
 
 use super::memory::Space;
 use super::{Batch, Decision};
+use crate::function::account::Account;
 use crate::function::records::Record;
 use crate::function::verdict::{ErrorCode, Failure, Stored, Verdict};
 use crate::job::{self, Body, Job, JobError, Surroundings};
@@ -14,7 +16,8 @@ use crate::storage::InputError;
 
 impl Batch<'_> {
     /// Reads a record's message. With it comes the space for what is read from S3, if anything is.
-    pub(super) async fn read(&self, record: &Record) -> Result<(Job, Option<Space>), Decision> {
+    pub(super) async fn read(&self, record: &Record, account: &Account) -> Result<(Job, Option<Space>), Decision> {
+        let storage = self.workshop.storage;
         let body = record.body.as_deref().map_err(|problem| invalid(None, &problem))?;
         let surroundings = Surroundings { message_id: &record.message_id, ..self.workshop.surroundings };
         match Body::parse(body).map_err(|error| refused(body, &error))? {
@@ -23,19 +26,27 @@ impl Batch<'_> {
                 if job.files.is_empty() {
                     return Ok((job, None));
                 }
-                let space = self.memory.space_for_inputs(self.workshop.storage.largest_files()).await;
-                Ok((job, Some(space)))
+                Ok((job, Some(self.space_for_inputs(account, storage.largest_files()).await)))
             }
             Body::Pointer(pointer) => {
-                let mut space = self.memory.space_for_inputs(self.workshop.storage.largest_inputs()).await;
+                let mut space = self.space_for_inputs(account, storage.largest_inputs()).await;
                 let _turn = self.reads.acquire().await.expect("the semaphore is never closed");
-                let read = self.workshop.storage.read_message(&pointer, self.workshop.limits.time_of_a_try()).await;
+                let read = storage.read_message(&pointer, self.workshop.limits.time_of_a_try()).await;
                 let message = read.map_err(|error| self.not_read(None, &error))?;
                 let job = Job::parse(&message, surroundings).map_err(|error| refused(&message, &error))?;
+                let files = if job.files.is_empty() { 0 } else { storage.largest_files() };
                 space.holds(job.data.len());
+                space.shrinks_to(job.data.len() + files);
                 Ok((job, Some(space)))
             }
         }
+    }
+
+    async fn space_for_inputs(&self, account: &Account, most_bytes: usize) -> Space {
+        let began = Instant::now();
+        let space = self.memory.space_for_inputs(most_bytes).await;
+        account.has_waited(began.elapsed());
+        space
     }
 
     pub(super) async fn read_files(&self, job: &Job) -> Result<Vec<Bytes>, Decision> {

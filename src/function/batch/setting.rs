@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tracing::Instrument;
 
 use super::memory::Space;
-use super::{Batch, Decision, Document, Queue, Queued, Setting, Typeset};
+use super::{Batch, Beside, Decision, Document, Queue, Queued, Setting, Typeset};
 use crate::function::limits::{MemoryLimit, TimeLimit};
 use crate::function::verdict::{ErrorCode, Failure, Verdict};
 use crate::press::frames::{Answer, Cause, Header};
@@ -31,22 +31,21 @@ impl<'a> Batch<'a> {
             let space = self.memory.space_for_pdf().await;
             let Some(Queued { document, since, answer }) = queue.lock().await.recv().await else { break };
             self.shares.one_fewer_waits();
-            document.account.queue_wait.set(Some(since.elapsed()));
+            document.account.has_waited(since.elapsed());
             let span = document.account.span.clone();
-            let setting = self.set(room, document, self.presses, space).instrument(span).await;
+            let setting = self.set(room, document, Beside::Others, space).instrument(span).await;
             let is_awaited = answer.send(setting).is_ok();
             debug_assert!(is_awaited, "a document's chain waits for it");
         }
         room.end_invocation().await;
     }
 
-    /// Has a document set, with the memory that it may have while so many presses are at work.
-    /// Again if its run ended and it was not to blame.
+    /// Has a document set, with the memory that it may have beside others, or all of it. Again if its run ended and it was not to blame.
     pub(super) async fn set(
         &self,
         room: &mut Room,
         mut document: Document<'a>,
-        presses: usize,
+        beside: Beside,
         mut space: Space,
     ) -> Setting<'a> {
         let Document { record, account, job, files, .. } = &document;
@@ -56,10 +55,12 @@ impl<'a> Batch<'a> {
         let mut lost = Failure::new(ErrorCode::RunLost, "no try has been made");
         for _ in 0..MOST_TRIES {
             let limits = &self.workshop.limits;
-            let time = limits.time(self.shares.others_wait() || !self.set_aside.borrow().is_empty());
-            let memory = limits.memory(presses, self.memory.held_bytes());
-            let has_all_of_it = room.is_fresh() && document.trace_slower_than.is_none();
-            let memory = MemoryLimit { is_whole_budget: memory.is_whole_budget && has_all_of_it, ..memory };
+            let others_wait = self.shares.others_wait();
+            let time = limits.time(others_wait || !self.set_aside.borrow().is_empty());
+            let memory = match beside {
+                Beside::Others => limits.shared_memory(self.presses, self.memory.bytes_kept_from_runs(others_wait)),
+                Beside::Nobody => limits.whole_memory(self.memory.bytes_kept_from_runs(false)),
+            };
             let header = Header {
                 template: job.template.clone(),
                 ident: record.message_id.clone(),
