@@ -16,7 +16,7 @@ use pressrun::press::frames::{Answer, Cause};
 use pressrun::press::room::{Outcome, Room};
 use pressrun::press::sandbox::Level;
 use serde_json::{Value, json};
-use support::{Series, bytes, cores, header, invoice, room, room_at, set_in, templates};
+use support::{Series, bytes, cores, header, invoice, room, room_at, set_in, templates, templates_and};
 use tokio::sync::watch;
 
 const ROUNDS: usize = 15;
@@ -64,12 +64,13 @@ async fn after_a_kill() {
 
 async fn among_ten() {
     let s3 = EmbeddedS3::start(&["output"]);
+    let templates = templates_and("tests/templates/endless");
     println!("\n| ten invoices | presses | ms | with an endless one | added |");
     println!("| --- | --- | --- | --- | --- |");
     for workers in [1, cores()] {
         let variables = |name: &str| match name {
             "OUTPUT_BUCKET" => Some("output".to_owned()),
-            "TEMPLATES_DIR" => Some(bad_templates().display().to_string()),
+            "TEMPLATES_DIR" => Some(templates.display().to_string()),
             "WORKERS" => Some(workers.to_string()),
             "MAX_RENDER_MS" => Some(GRANT.as_millis().to_string()),
             _ => None,
@@ -87,24 +88,6 @@ async fn among_ten() {
         let (ten, eleven) = (ten.median(), eleven.median());
         println!("| MAX_RENDER_MS=500 | {workers} | {ten:.0} | {eleven:.0} | {:+.0} |", eleven - ten);
     }
-    std::fs::remove_dir_all(bad_templates()).unwrap();
-}
-
-/// The real templates and the endless one, side by side.
-fn bad_templates() -> std::path::PathBuf {
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bad-templates");
-    if !dir.exists() {
-        for from in [templates(), Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/templates")] {
-            for name in ["fonts", "invoice", "endless"].iter().filter(|name| from.join(name).is_dir()) {
-                std::fs::create_dir_all(dir.join(name)).unwrap();
-                for file in std::fs::read_dir(from.join(name)).unwrap() {
-                    let file = file.unwrap();
-                    std::fs::copy(file.path(), dir.join(name).join(file.file_name())).unwrap();
-                }
-            }
-        }
-    }
-    dir
 }
 
 async fn batch(function: &mut Function, messages: &[Value], failures: usize) -> Duration {

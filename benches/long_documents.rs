@@ -14,7 +14,7 @@ use pressrun::function::Function;
 use pressrun::function::deadline::Deadline;
 use pressrun::typeset::Typesetter;
 use serde_json::{Value, json};
-use support::{Series, bench_templates, bytes, cores, invoice, on_threads, report, statement, templates};
+use support::{Series, bytes, cores, invoice, on_threads, report, statement, templates, templates_and};
 
 const ROUNDS: usize = 9;
 
@@ -24,7 +24,7 @@ fn main() -> std::process::ExitCode {
 
 async fn benchmark() {
     let ours = Typesetter::load(&templates()).unwrap();
-    let one_table = Typesetter::load(&bench_templates()).unwrap();
+    let one_table = Typesetter::load(&templates_and("benches/templates/statement_one_table")).unwrap();
     let report_200 = bytes(&report(48));
     let statement_5000 = bytes(&statement(5000));
 

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each benchmark uses a part of it")]
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::slice;
 use std::time::{Duration, Instant};
@@ -19,8 +20,22 @@ pub fn templates() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("templates")
 }
 
-pub fn bench_templates() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/templates")
+/// The real templates with their fonts and packages, and another beside them, from a folder of
+/// this repository: links to all of them.
+pub fn templates_and(other: &str) -> PathBuf {
+    let other = Path::new(env!("CARGO_MANIFEST_DIR")).join(other);
+    let name = other.file_name().unwrap();
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("templates-and").join(name);
+    if dir.exists() {
+        fs::remove_dir_all(&dir).unwrap();
+    }
+    fs::create_dir_all(&dir).unwrap();
+    for entry in fs::read_dir(templates()).unwrap() {
+        let entry = entry.unwrap();
+        symlink(entry.path(), dir.join(entry.file_name())).unwrap();
+    }
+    symlink(&other, dir.join(name)).unwrap();
+    dir
 }
 
 pub fn cores() -> usize {
