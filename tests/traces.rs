@@ -7,21 +7,19 @@ mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use flate2::read::GzDecoder;
 use pressrun::config::Config;
 use serde_json::{Value, json};
 use support::embedded::s3::Fault;
-use support::{OUTPUT, Stage, config, letter, letter_to, log, received, record, run};
+use support::{OUTPUT, Stage, config, letter, letter_to, log, received, record, run, take_turns};
 
 /// What is longer than any document takes.
 const NEVER: Duration = Duration::from_hours(1);
 
 fn run_alone<T>(test: impl Future<Output = T>) -> T {
-    static TURN: Mutex<()> = Mutex::new(());
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = take_turns();
     run(test)
 }
 
