@@ -1,4 +1,4 @@
-//! What a bad document costs its neighbours, and what the walls around documents cost. Rounds
+//! What a bad document costs its neighbours, and what the sandbox around documents costs. Rounds
 //! alternate.
 
 #[path = "../tests/embedded/mod.rs"]
@@ -12,11 +12,10 @@ use embedded::s3::EmbeddedS3;
 use pressrun::config::Config;
 use pressrun::function::Function;
 use pressrun::function::deadline::Deadline;
-use pressrun::press::frames::{Answer, Cause};
-use pressrun::press::room::{Outcome, Room};
-use pressrun::press::sandbox::Level;
+use pressrun::press::sandbox::SandboxLevel;
+use pressrun::press::{Cause, RunFailure};
 use serde_json::{Value, json};
-use support::{Series, bytes, cores, header, invoice, room, room_at, set_in, templates, templates_and};
+use support::{Press, Series, bytes, cores, invoice, render_in, request, templates, templates_and};
 use tokio::sync::watch;
 
 const ROUNDS: usize = 15;
@@ -29,35 +28,39 @@ fn main() -> std::process::ExitCode {
 async fn benchmark() {
     after_a_kill().await;
     among_ten().await;
-    walls().await;
+    sandbox().await;
 }
 
 /// From the end of a document's time to the answer to the next, less what that takes by itself.
 async fn after_a_kill() {
-    let mut press = room(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/templates")).await;
+    let mut press = Press::start(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/templates"), 1).await;
+    let worker = press.worker();
+    let endless = bytes(&json!({"endless": true}));
     let (_sender, mut threads) = watch::channel(1);
     let letter = bytes(&json!({"to": "you"}));
     let (mut killed, mut next, mut usual) = (Series::default(), Series::default(), Series::default());
     for _ in 0..ROUNDS * 2 {
         let limit = Duration::from_millis(50);
         let began = Instant::now();
-        let outcome =
-            press.set(&header("endless", limit), &[bytes(&json!({"endless": true}))], &mut threads).await.unwrap();
-        let Outcome::Answered(answered) = outcome else { panic!("{outcome:?}") };
-        assert!(matches!(answered.answer, Answer::RunDied { cause: Cause::TimeLimit, .. }));
+        let failure = worker.render(&request("endless", &endless, limit), &mut threads).await.unwrap_err();
+        assert!(matches!(failure, RunFailure::Ended { cause: Cause::TimeLimit, .. }));
         killed.add(began.elapsed().saturating_sub(limit), 1);
         for series in [&mut next, &mut usual] {
             let began = Instant::now();
-            set_in(&mut press, "letter", &letter, &mut threads).await;
+            render_in(worker, "letter", &letter, &mut threads).await;
             series.add(began.elapsed(), 1);
         }
-        press.end_invocation().await;
+        worker.end_invocation().await;
         tokio::time::sleep(Duration::from_millis(40)).await;
     }
-    press.close().await;
+    press.stop().await;
     println!("| after a document that was killed | ms | middle half |");
     println!("| --- | --- | --- |");
-    println!("| until the press has reaped it, forked and answered | {:.2} | {} |", killed.median(), killed.spread());
+    println!(
+        "| until it is reaped, another run is asked for and it is answered | {:.2} | {} |",
+        killed.median(),
+        killed.spread()
+    );
     println!("| the next document, a letter, in the new run | {:.2} | {} |", next.median(), next.spread());
     println!("| the one after it | {:.2} | {} |", usual.median(), usual.spread());
 }
@@ -65,7 +68,7 @@ async fn after_a_kill() {
 async fn among_ten() {
     let s3 = EmbeddedS3::start(&["output"]);
     let templates = templates_and("tests/templates/endless");
-    println!("\n| ten invoices | presses | ms | with an endless one | added |");
+    println!("\n| ten invoices | workers | ms | with an endless one | added |");
     println!("| --- | --- | --- | --- | --- |");
     for workers in [1, cores()] {
         let variables = |name: &str| match name {
@@ -101,36 +104,38 @@ async fn batch(function: &mut Function, messages: &[Value], failures: usize) -> 
     took
 }
 
-async fn walls() {
-    let levels = [Level::Bare, Level::Seccomp, Level::SeccompAndLandlock];
+async fn sandbox() {
+    let levels = [SandboxLevel::Bare, SandboxLevel::Seccomp, SandboxLevel::SeccompAndLandlock];
     let mut init = levels.map(|_| Series::default());
     let mut documents = levels.map(|_| Series::default());
-    let mut presses: Vec<Room> = Vec::new();
+    let mut presses: Vec<Press> = Vec::new();
     for level in levels {
-        presses.push(room_at(&templates(), level).await);
+        presses.push(Press::start_at(level, &templates(), 1).await);
     }
     let (_sender, mut threads) = watch::channel(1);
     let mut invoices = (0..).map(|number| bytes(&invoice(number)));
     for _ in 0..ROUNDS {
         for (index, level) in levels.into_iter().enumerate() {
             let began = Instant::now();
-            let mut press = room_at(&templates(), level).await;
+            let press = Press::start_at(level, &templates(), 1).await;
             init[index].add(began.elapsed(), 1);
-            press.close().await;
+            press.stop().await;
             let batch: Vec<_> = invoices.by_ref().take(10).collect();
             let began = Instant::now();
             for invoice in &batch {
-                set_in(&mut presses[index], "invoice", invoice, &mut threads).await;
+                render_in(presses[index].worker(), "invoice", invoice, &mut threads).await;
             }
-            presses[index].end_invocation().await;
+            presses[index].worker().end_invocation().await;
             documents[index].add(began.elapsed(), 10);
             tokio::time::sleep(Duration::from_millis(40)).await;
         }
     }
-    for press in &mut presses {
-        press.close().await;
+    for press in presses {
+        press.stop().await;
     }
-    println!("\n| walls | a press, from start to warm, ms | an invoice in a run of ten, ms | to bare |");
+    println!(
+        "\n| sandbox | a press and its first run, from start to warm, ms | an invoice in a run of ten, ms | to bare |"
+    );
     println!("| --- | --- | --- | --- |");
     for (index, level) in levels.into_iter().enumerate() {
         let ratio = documents[index].ratio_to(&documents[0]);

@@ -1,4 +1,4 @@
-//! Init: from the start of the process until it asks for its first event, presses warm, against
+//! Init: from the start of the process until it asks for its first event, press and runs warm, against
 //! a hello world on `lambda_runtime`. The runtime API is a listener in this process, which takes
 //! the time of the first request for an event.
 
@@ -41,12 +41,12 @@ async fn benchmark() {
             command.arg(HELLO);
             command
         }),
-        ("pressrun, one press".to_owned(), {
+        ("pressrun, one worker".to_owned(), {
             let mut command = Command::new(env!("CARGO_BIN_EXE_pressrun"));
             command.env("WORKERS", "1");
             command
         }),
-        (format!("pressrun, {} presses", cores()), Command::new(env!("CARGO_BIN_EXE_pressrun"))),
+        (format!("pressrun, {} workers", cores()), Command::new(env!("CARGO_BIN_EXE_pressrun"))),
     ];
     let mut variants = variants.map(|(name, command)| (name, command, Series::default()));
     for _ in 0..ROUNDS {

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use pressrun::function::deadline::Deadline;
 use pressrun::typeset::{Document, Typesetter, forget_older_documents, pool};
-use processes::{children, until_run_waits};
+use processes::{children, until_runs_wait};
 use s3_process::S3Process;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -191,7 +191,7 @@ fn tell(told: &Result<Sample, String>) {
 
 fn play_library(pool: Pool, evicts: bool) -> Result<(), String> {
     let typesetter = Typesetter::load(&templates()).unwrap();
-    let mut observer = Observer::start(&[]);
+    let mut observer = Observer::start(None);
     for number in 0..CHECKPOINTS[CHECKPOINTS.len() - 1] {
         let document = document("invoice", &bytes(&invoice(number)));
         let began = Instant::now();
@@ -221,14 +221,14 @@ fn set(typesetter: &Typesetter, document: Document, pool: Pool) -> Result<(), St
     Ok(())
 }
 
-/// The function over an S3 server that is not counted; function, presses and runs are. They are
+/// The function over an S3 server that is not counted; function, press and runs are. They are
 /// looked at when the runs wait: one just forked sets a sample ahead of the next invocation.
 async fn play_pressrun() {
     let s3 = S3Process::start();
     let mut function = s3.function().await;
-    let presses: Vec<u32> = function.press_ids().collect();
-    rest(&presses).await;
-    let mut observer = Observer::start(&presses);
+    let press = function.press_id().unwrap();
+    until_runs_wait(press).await;
+    let mut observer = Observer::start(Some(press));
     let mut done = 0;
     for checkpoint in CHECKPOINTS {
         while done < checkpoint {
@@ -239,17 +239,11 @@ async fn play_pressrun() {
             let took = began.elapsed();
             assert!(response.batch_item_failures.is_empty(), "every invoice is stored");
             done = numbers.end;
-            rest(&presses).await;
+            until_runs_wait(press).await;
             observer.see(numbers.len(), took);
         }
     }
     function.stop().await;
-}
-
-async fn rest(presses: &[u32]) {
-    for press in presses {
-        until_run_waits(*press).await;
-    }
 }
 
 fn record(number: usize) -> serde_json::Value {
@@ -260,10 +254,10 @@ fn record(number: usize) -> serde_json::Value {
     })
 }
 
-/// Looks at a process and, where there are any, at its presses and their runs.
+/// Looks at a process and, where there is one, at its press and the runs.
 struct Observer {
     process: u32,
-    presses: Vec<u32>,
+    press: Option<u32>,
     threads_before: usize,
     documents: usize,
     left_threads: usize,
@@ -273,10 +267,10 @@ struct Observer {
 
 impl Observer {
     /// Takes the first sample.
-    fn start(presses: &[u32]) -> Self {
+    fn start(press: Option<u32>) -> Self {
         let mut observer = Self {
             process: std::process::id(),
-            presses: presses.to_vec(),
+            press,
             threads_before: 0,
             documents: 0,
             left_threads: 0,
@@ -321,8 +315,8 @@ impl Observer {
     }
 
     fn processes(&self) -> Vec<u32> {
-        let runs = self.presses.iter().flat_map(|press| children(*press));
-        [self.process].into_iter().chain(self.presses.iter().copied()).chain(runs).collect()
+        let runs = self.press.into_iter().flat_map(children);
+        [self.process].into_iter().chain(self.press).chain(runs).collect()
     }
 }
 

@@ -1,4 +1,4 @@
-//! A new invoice of one page each time, warm, by one press, forks and pipes included, against
+//! A new invoice of one page each time, warm, in one run at a time, forks and pipes included, against
 //! Typst in one thread that never ends. Rounds alternate; medians of the rounds.
 
 mod support;
@@ -6,8 +6,8 @@ mod support;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use pressrun::press::room::Room;
-use support::{Plain, Series, bytes, invoice, room, set_in, templates};
+use pressrun::press::Worker;
+use support::{Plain, Press, Series, bytes, invoice, render_in, templates};
 use tokio::sync::watch;
 
 const ROUNDS: usize = 20;
@@ -23,9 +23,8 @@ async fn benchmark() {
     // The two share one memo cache, so each has its rounds in a process that is warm for it.
     let plain = Plain::new(&templates(), 0);
     let keeping = Plain::new(&templates(), 1);
-    let mut press = room(&templates()).await;
-
-    let mut endless_press = room(&templates()).await;
+    let mut press = Press::start(&templates(), 1).await;
+    let mut endless_press = Press::start(&templates(), 1).await;
     let mut never_ending = [Series::default(), Series::default(), Series::default(), Series::default()];
     let mut runs = RUN_LENGTHS.map(|_| Series::default());
     let mut runs_with_pause = RUN_LENGTHS.map(|_| Series::default());
@@ -38,22 +37,22 @@ async fn benchmark() {
                 series.add(took, documents);
             }
         }
-        let (took, documents) = unended_round(&mut endless_press, &mut invoices).await;
+        let (took, documents) = unended_round(endless_press.worker(), &mut invoices).await;
         if is_warm {
             never_ending[3].add(took, documents);
         }
         for (index, length) in RUN_LENGTHS.into_iter().enumerate() {
             let invocations = (20 / length).max(1);
             for (pause, series) in [(None, &mut runs[index]), (Some(UPLOAD), &mut runs_with_pause[index])] {
-                let took = run_round(&mut press, &mut invoices, length, invocations, pause).await;
+                let took = run_round(press.worker(), &mut invoices, length, invocations, pause).await;
                 if is_warm {
                     series.add(took, length * invocations);
                 }
             }
         }
     }
-    press.close().await;
-    endless_press.close().await;
+    press.stop().await;
+    endless_press.stop().await;
     print(&never_ending, &runs, &runs_with_pause);
 }
 
@@ -82,12 +81,12 @@ async fn never_ending_round(
 }
 
 /// A run that is never ended, fed over pipes as any other, with a pause after each document.
-async fn unended_round(press: &mut Room, invoices: &mut impl Iterator<Item = Bytes>) -> (Duration, usize) {
+async fn unended_round(worker: &mut Worker, invoices: &mut impl Iterator<Item = Bytes>) -> (Duration, usize) {
     let (_sender, mut threads) = watch::channel(1);
     let mut took = Duration::ZERO;
     for invoice in invoices.take(20) {
         let began = Instant::now();
-        set_in(press, "invoice", &invoice, &mut threads).await;
+        render_in(worker, "invoice", &invoice, &mut threads).await;
         took += began.elapsed();
         tokio::time::sleep(UPLOAD).await;
     }
@@ -97,7 +96,7 @@ async fn unended_round(press: &mut Room, invoices: &mut impl Iterator<Item = Byt
 /// Some invocations of the same length. With a pause the end of a run is not counted: it falls
 /// into the time of the upload.
 async fn run_round(
-    press: &mut Room,
+    worker: &mut Worker,
     invoices: &mut impl Iterator<Item = Bytes>,
     length: usize,
     invocations: usize,
@@ -110,13 +109,13 @@ async fn run_round(
         let batch: Vec<Bytes> = invoices.take(length).collect();
         let began = Instant::now();
         for invoice in &batch {
-            set_in(press, "invoice", invoice, &mut threads).await;
+            render_in(worker, "invoice", invoice, &mut threads).await;
         }
         if let Some(pause) = pause {
             took += began.elapsed();
-            tokio::join!(press.end_invocation(), tokio::time::sleep(pause));
+            tokio::join!(worker.end_invocation(), tokio::time::sleep(pause));
         } else {
-            press.end_invocation().await;
+            worker.end_invocation().await;
             took += began.elapsed();
         }
     }
@@ -139,12 +138,12 @@ fn print(never_ending: &[Series; 4], runs: &[Series; 4], runs_with_pause: &[Seri
     row("plain: one thread that never ends, `evict(0)`", plain, keeping);
     row("the same with `evict(1)`", keeping, keeping);
     for (length, series) in RUN_LENGTHS.iter().zip(runs) {
-        row(&format!("pressrun, one press, runs of {length}"), series, keeping);
+        row(&format!("pressrun, one worker, runs of {length}"), series, keeping);
     }
     println!("| with 40 ms between invocations (an upload's time) | | | | |");
     row("one thread that never ends, `evict(1)`", keeping_with_pause, unended);
     row("one run that never ends, `evict(1)`, fed over pipes", unended, unended);
     for (length, series) in RUN_LENGTHS.iter().zip(runs_with_pause) {
-        row(&format!("pressrun, one press, runs of {length}"), series, unended);
+        row(&format!("pressrun, one worker, runs of {length}"), series, unended);
     }
 }

@@ -1,4 +1,4 @@
-//! Forty new invoices: on one press, on as many as there are cores, and through the whole
+//! Forty new invoices: on one worker, on as many as there are cores, and through the whole
 //! function with the real SDK and an S3 server on loopback. Rounds alternate. What the machine
 //! itself allows is measured beside it: as many processes that never end, fed with nothing.
 
@@ -17,9 +17,9 @@ use futures_util::future::join_all;
 use pressrun::config::Config;
 use pressrun::function::Function;
 use pressrun::function::deadline::Deadline;
-use pressrun::press::room::Room;
+use pressrun::press::Worker;
 use serde_json::{Value, json};
-use support::{Plain, Series, bytes, cores, invoice, room, set_in, templates};
+use support::{Plain, Press, Series, bytes, cores, invoice, render_in, templates};
 use tokio::sync::watch;
 
 const ROUNDS: usize = 30;
@@ -91,10 +91,7 @@ fn side_by_side(processes: &mut [NeverEnding]) -> Duration {
 async fn benchmark() {
     let mut numbers = 0..;
     let mut invoices = || -> Vec<Value> { numbers.by_ref().take(DOCUMENTS).map(invoice).collect() };
-    let mut rooms = Vec::new();
-    for _ in 0..cores() {
-        rooms.push(room(&templates()).await);
-    }
+    let mut press = Press::start(&templates(), cores()).await;
     let s3 = EmbeddedS3::start(&["output"]);
     let mut function_of_one = function(&s3, 1).await;
     let mut function_of_all = function(&s3, cores()).await;
@@ -104,8 +101,8 @@ async fn benchmark() {
         [(); 6].map(|()| Series::default());
     for round in 0..=ROUNDS {
         let measured = [
-            on_presses(&mut rooms[..1], invoices()).await,
-            on_presses(&mut rooms, invoices()).await,
+            on_workers(&mut press.workers[..1], invoices()).await,
+            on_workers(&mut press.workers, invoices()).await,
             through_function(&mut function_of_one, round, invoices()).await,
             through_function(&mut function_of_all, round, invoices()).await,
             side_by_side(&mut processes[..1]),
@@ -119,7 +116,7 @@ async fn benchmark() {
             }
         }
     }
-    join_all(rooms.iter_mut().map(Room::close)).await;
+    press.stop().await;
     function_of_one.stop().await;
     function_of_all.stop().await;
     processes.into_iter().for_each(NeverEnding::stop);
@@ -133,24 +130,24 @@ async fn benchmark() {
     };
     row("one process that never ends, `evict(1)`".to_owned(), &limit_one, &limit_one, &limit_one);
     row(format!("{} of them side by side, what this machine allows", cores()), &limit_all, &limit_one, &limit_all);
-    row("one press".to_owned(), &one, &one, &one);
-    row(format!("{} presses", cores()), &all, &one, &all);
-    row("one press, through handler, SDK and S3".to_owned(), &whole_one, &whole_one, &one);
-    row(format!("{} presses, through handler, SDK and S3", cores()), &whole_all, &whole_one, &all);
+    row("one worker".to_owned(), &one, &one, &one);
+    row(format!("{} workers", cores()), &all, &one, &all);
+    row("one worker, through handler, SDK and S3".to_owned(), &whole_one, &whole_one, &one);
+    row(format!("{} workers, through handler, SDK and S3", cores()), &whole_all, &whole_one, &all);
 }
 
-async fn on_presses(rooms: &mut [Room], invoices: Vec<Value>) -> Duration {
+async fn on_workers(workers: &mut [Worker], invoices: Vec<Value>) -> Duration {
     let queue: RefCell<Vec<Bytes>> = RefCell::new(invoices.iter().map(bytes).collect());
     let (_sender, threads) = watch::channel(1);
     let began = Instant::now();
-    join_all(rooms.iter_mut().map(async |room| {
+    join_all(workers.iter_mut().map(async |worker| {
         let mut threads = threads.clone();
         loop {
             let next = queue.borrow_mut().pop();
             let Some(invoice) = next else { break };
-            set_in(room, "invoice", &invoice, &mut threads).await;
+            render_in(worker, "invoice", &invoice, &mut threads).await;
         }
-        room.end_invocation().await;
+        worker.end_invocation().await;
     }))
     .await;
     let took = began.elapsed();

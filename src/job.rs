@@ -4,11 +4,12 @@
 use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
 use crate::json_error;
+use crate::typeset::TemplateVersions;
 
 /// S3's limit. Source: <https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html>.
 const MOST_KEY_BYTES: usize = 1024;
@@ -53,17 +54,6 @@ pub enum IfExists {
     Replace,
     Fail,
 }
-
-/// Which template exactly: what its author calls it, and what it is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Edition {
-    pub version: String,
-    /// Of all that its documents are made from beside their data.
-    pub digest: String,
-}
-
-/// The templates that there are, by their names.
-pub type Editions = BTreeMap<String, Edition>;
 
 /// A body: the message itself, or where it is.
 #[derive(Debug, PartialEq, Eq)]
@@ -141,7 +131,7 @@ pub enum KeyProblem {
 /// What the parser has to know of the deployment and of the record.
 #[derive(Clone, Copy, Debug)]
 pub struct Surroundings<'a> {
-    pub templates: &'a Editions,
+    pub templates: &'a TemplateVersions,
     pub output_prefix: &'a str,
     pub message_id: &'a str,
 }
@@ -378,7 +368,7 @@ mod tests {
     use super::*;
 
     fn parse(message: &str) -> Result<Job, JobError> {
-        let edition = Edition { version: "1.2.3".to_owned(), digest: "0".repeat(32) };
+        let edition = crate::typeset::TemplateVersion { version: "1.2.3".to_owned(), digest: "0".repeat(32) };
         let templates = BTreeMap::from([("invoice".to_owned(), edition)]);
         Job::parse(message, Surroundings { templates: &templates, output_prefix: "pdf/", message_id: "m-1" })
     }

@@ -4,14 +4,14 @@
 //! It keeps two promises. What an invocation starts, it ends before it returns: threads, tasks,
 //! processes and memory alike. And no document can harm its neighbours.
 //!
-//! One program plays three roles, each in processes of its own:
+//! One program has three roles, each in processes of its own:
 //!
-//! - The **function** ([`function`]) is small and always answers. It parses records, hands
-//!   documents to presses, uploads PDFs, and decides each record's verdict.
-//! - A **press** ([`press::parent`]) has loaded the fonts and templates and is warm. It has one
-//!   thread, and forks, watches and reaps runs.
-//! - A **run** is a copy of its press that sets the documents which one invocation gives to it
-//!   ([`typeset`]), each on a pool of threads that lives for this document, and then ends.
+//! - The **function** ([`function`]) is small and always answers. It parses records, has their
+//!   documents rendered by runs, uploads PDFs, and decides each record's verdict.
+//! - The **press** ([`press::zygote`]) has loaded the fonts and templates and is warm. It has one
+//!   thread, forks runs, kills and reaps them, and never sees a message.
+//! - A **run** is a fork of the press that renders documents of one invocation ([`typeset`]), each on
+//!   a pool of threads that lives for this document, and then ends.
 //!
 //! The way down is `main` → [`function`] → [`press`] → [`typeset`]; [`job`] (the message
 //! contract), [`config`] (the environment), [`storage`] (S3), [`queues`] (SQS), [`aws`] (what
@@ -36,16 +36,17 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
-/// Plays the role of a press, if this program was started as one. Every program that starts
-/// presses of itself calls this first.
+/// Runs a press until it ends, if this program was started as one. Every program that starts a press
+/// of itself calls this first.
 #[must_use]
-pub fn play_press_role() -> Option<ExitCode> {
+pub fn run_press_if_requested() -> Option<ExitCode> {
     let arguments: Vec<OsString> = env::args_os().skip(1).collect();
-    let [role, templates_dir, most_threads, level] = &arguments[..] else { return None };
-    if role != press::room::PRESS_ROLE {
+    let [role, templates_dir, cores, level, function] = &arguments[..] else { return None };
+    if role != press::PRESS_ROLE {
         return None;
     }
-    let most_threads = most_threads.to_str().and_then(|number| number.parse().ok())?;
-    let level = level.to_str().and_then(|level| level.parse().ok())?;
-    Some(press::parent::main(Path::new(templates_dir), most_threads, level))
+    let cores = cores.to_str()?.parse().ok()?;
+    let level = level.to_str()?.parse().ok()?;
+    let function = function.to_str()?.parse().ok()?;
+    Some(press::zygote::main(Path::new(templates_dir), cores, level, function))
 }

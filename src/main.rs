@@ -1,9 +1,9 @@
-//! Picks the role: the function, or a press of it.
+//! Picks the role: the function, or the press.
 
 use std::process::ExitCode;
 
 use pressrun::function;
 
 fn main() -> ExitCode {
-    pressrun::play_press_role().unwrap_or_else(function::main)
+    pressrun::run_press_if_requested().unwrap_or_else(function::main)
 }

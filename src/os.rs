@@ -1,17 +1,22 @@
-//! The only `unsafe` in pressrun: what `fork(2)`, `wait4(2)`, `close_range(2)`, `_exit(2)` and the
-//! allocator need, each with its argument. Imports nothing of ours.
+//! The only `unsafe` in pressrun: what `fork(2)`, `wait4(2)`, files that arrive by `recvmsg(2)`, tokio's
+//! watch on a socket, `_exit(2)` and the allocator need, each with its argument. Imports nothing of ours.
 #![allow(unsafe_code)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::ffi::CStr;
+use std::fmt;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::fd::RawFd;
+use std::io::{self, IoSliceMut, Read, Seek, SeekFrom, Write};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::sys::signal::Signal;
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use nix::unistd::{ForkResult, Pid};
+use serde::{Deserialize, Serialize};
+use tokio::io::unix::AsyncFd;
 
 /// Counts this process's threads. Keeps `/proc/self/stat` open, so that it works where no file
 /// can be opened any more.
@@ -45,87 +50,139 @@ impl ThreadCount {
     ///
     /// # Errors
     /// When there are still several after a second: a thread was leaked.
-    pub fn wait_for_one(&mut self) -> io::Result<()> {
-        let patience = Instant::now() + Duration::from_secs(1);
+    pub fn wait_for_one(&mut self) -> Result<(), ForkError> {
+        let give_up_at = Instant::now() + Duration::from_secs(1);
         loop {
-            let threads = self.get()?;
+            let threads = self.get().map_err(ForkError::Uncounted)?;
             if threads == 1 {
                 return Ok(());
             }
-            if Instant::now() > patience {
-                return Err(io::Error::other(format!("{threads} threads are alive where one is expected")));
+            if Instant::now() > give_up_at {
+                return Err(ForkError::Threads(threads));
             }
             std::thread::sleep(Duration::from_micros(50));
         }
     }
 }
 
+/// Why a process was not forked.
+#[derive(Debug, thiserror::Error)]
+pub enum ForkError {
+    #[error("{0} threads are alive where one is expected")]
+    Threads(usize),
+    #[error("the threads cannot be counted: {0}")]
+    Uncounted(#[source] io::Error),
+    #[error("the kernel refuses: {0}")]
+    Kernel(#[source] Errno),
+}
+
 /// Forks a process that has one thread.
 ///
 /// # Errors
 /// When the process has other threads, or the kernel refuses (out of memory or processes).
-pub fn fork(threads: &mut ThreadCount) -> io::Result<ForkResult> {
-    threads.wait_for_one()?;
+pub fn fork(threads: &mut ThreadCount) -> Result<ForkResult, ForkError> {
+    match threads.get().map_err(ForkError::Uncounted)? {
+        1 => {}
+        threads => return Err(ForkError::Threads(threads)),
+    }
     // SAFETY: After fork, a child of a process with several threads may only call what is
     // async-signal-safe, since another thread may have held a lock (the allocator's, say) at
     // that moment. This process has a single thread, as just checked: no lock is held but by
     // the caller itself, and the child may do all that the parent may.
-    unsafe { nix::unistd::fork() }.map_err(io::Error::from)
+    unsafe { nix::unistd::fork() }.map_err(ForkError::Kernel)
 }
 
 /// Gives this process, and so its main thread, the name by which ps(1), top(1) and a census show
 /// it: its role, where all have the same program.
-pub fn name_this_process(role: &CStr) {
+pub fn set_process_name(role: &CStr) {
     // The only error is of a name that cannot be read.
     let _ = nix::sys::prctl::set_name(role);
 }
 
-/// How a child process ended, and what it had used by then.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ended {
-    pub how: End,
+/// How a process ended, and what it had used by then, as `wait4(2)` tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessEnd {
+    pub status: ExitStatus,
     /// The largest resident set, in bytes (`ru_maxrss`); pages shared with the parent count.
     pub peak_memory_bytes: u64,
     /// User and system time together.
     pub cpu_time: Duration,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+/// An exit code, or the number of the signal that ended a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExitStatus {
     Exited(i32),
-    Killed(Signal),
+    Killed(i32),
+}
+
+impl ExitStatus {
+    /// The signal that ended the process, if one did and it has a name.
+    #[must_use]
+    pub fn signal(self) -> Option<Signal> {
+        match self {
+            Self::Exited(_) => None,
+            Self::Killed(number) => Signal::try_from(number).ok(),
+        }
+    }
+}
+
+impl fmt::Display for ExitStatus {
+    /// As in "was killed by SIGSEGV".
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match (self, self.signal()) {
+            (Self::Exited(code), _) => write!(f, "exited with code {code}"),
+            (Self::Killed(_), Some(signal)) => write!(f, "was killed by {signal}"),
+            (Self::Killed(number), None) => write!(f, "was killed by signal {number}"),
+        }
+    }
 }
 
 /// Waits for a child process to end, and reaps it.
 ///
 /// # Errors
 /// When `child` is not a child of this process.
-pub fn wait(child: Pid) -> io::Result<Ended> {
+pub fn wait(child: Pid) -> io::Result<ProcessEnd> {
+    loop {
+        match wait4(child, 0) {
+            Ok(reaped) => return Ok(reaped.expect("it was waited for").1),
+            Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Reaps a child process that has ended, if there is one. Never blocks.
+///
+/// # Errors
+/// Never for want of children; what else `wait4(2)` may say.
+pub fn reap_one() -> io::Result<Option<(Pid, ProcessEnd)>> {
+    match wait4(Pid::from_raw(-1), libc::WNOHANG) {
+        Err(Errno::ECHILD) => Ok(None),
+        reaped => Ok(reaped?),
+    }
+}
+
+fn wait4(child: Pid, options: i32) -> Result<Option<(Pid, ProcessEnd)>, Errno> {
     let mut status = 0;
     // SAFETY: `rusage` is a plain C struct of integers, for which zeros are a value.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-    loop {
-        // SAFETY: Both pointers are to live, exclusively borrowed locals of the right type.
-        let reaped = unsafe { libc::wait4(child.as_raw(), &raw mut status, 0, &raw mut usage) };
-        if reaped == child.as_raw() {
-            break;
-        }
-        let error = io::Error::last_os_error();
-        if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
-        }
+    // SAFETY: Both pointers are to live, exclusively borrowed locals of the right type.
+    let reaped = Errno::result(unsafe { libc::wait4(child.as_raw(), &raw mut status, options, &raw mut usage) })?;
+    if reaped == 0 {
+        return Ok(None);
     }
-    let how = if libc::WIFSIGNALED(status) {
-        let number = libc::WTERMSIG(status);
-        Signal::try_from(number).map_or(End::Exited(128 + number), End::Killed)
+    let status = if libc::WIFSIGNALED(status) {
+        ExitStatus::Killed(libc::WTERMSIG(status))
     } else {
-        End::Exited(libc::WEXITSTATUS(status))
+        ExitStatus::Exited(libc::WEXITSTATUS(status))
     };
-    Ok(Ended {
-        how,
-        peak_memory_bytes: u64::try_from(usage.ru_maxrss).unwrap_or(0) * 1024,
-        cpu_time: duration(usage.ru_utime) + duration(usage.ru_stime),
-    })
+    let end = ProcessEnd {
+        status,
+        peak_memory_bytes: u64::try_from(usage.ru_maxrss).unwrap_or(0).saturating_mul(1024),
+        cpu_time: duration(usage.ru_utime).saturating_add(duration(usage.ru_stime)),
+    };
+    Ok(Some((Pid::from_raw(reaped), end)))
 }
 
 fn duration(time: libc::timeval) -> Duration {
@@ -134,18 +191,39 @@ fn duration(time: libc::timeval) -> Duration {
     Duration::from_secs(seconds) + Duration::from_micros(microseconds)
 }
 
-/// Closes every file of this process from `first` on. For a child just forked, which owns the
-/// copies of files that its parent's values hold.
+/// Has tokio watch a socket.
 ///
 /// # Errors
-/// When the kernel is older than 5.9, which has no `close_range(2)`.
-pub fn close_files_from(first: RawFd) -> io::Result<()> {
-    let first = libc::c_ulong::try_from(first).map_err(io::Error::other)?;
-    let last = libc::c_ulong::from(libc::c_uint::MAX);
-    // SAFETY: The call takes three integers. Values that own one of these files are in the
-    // child's copy of the parent's frames, which it never returns to: it ends by `exit_now`.
-    let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0 as libc::c_ulong) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+/// When the kernel cannot watch it.
+pub fn watch(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: An `OwnedFd` is open until it is dropped, and always the same file.
+    Ok(unsafe { AsyncFd::register(socket) }?)
+}
+
+/// The most files that one packet brings.
+pub const MAX_PACKET_FILES: usize = 3;
+
+/// Receives a packet and the files that come with it from a socket that keeps packets apart. Never
+/// blocks. A length of 0 is the end: no packet is empty.
+///
+/// # Errors
+/// `WouldBlock` when there is no packet, and when the packet or its files do not fit.
+pub fn receive_packet(socket: &impl AsFd, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let mut ancillary = nix::cmsg_space!([RawFd; MAX_PACKET_FILES]);
+    let mut buffers = [IoSliceMut::new(buffer)];
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
+    let packet = recvmsg::<()>(socket.as_fd().as_raw_fd(), &mut buffers, Some(&mut ancillary), flags)?;
+    let mut files = Vec::new();
+    for message in packet.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(received) = message {
+            // SAFETY: The kernel has just opened these files for this process, and told nobody else.
+            files.extend(received.into_iter().map(|file| unsafe { OwnedFd::from_raw_fd(file) }));
+        }
+    }
+    if packet.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
+        return Err(io::Error::other("a packet or its files did not fit"));
+    }
+    Ok((packet.bytes, files))
 }
 
 /// Ends this process at once: no destructors, no `atexit` handlers, no flushing. What a forked
@@ -159,14 +237,14 @@ pub fn exit_now(code: i32) -> ! {
 pub const EXIT_OUT_OF_MEMORY: i32 = 83;
 
 #[global_allocator]
-static ALLOCATOR: TellingAllocator = TellingAllocator;
+static ALLOCATOR: ExitOnOomAllocator = ExitOnOomAllocator;
 
-static TELLS: AtomicBool = AtomicBool::new(false);
+static EXITS_ON_OOM: AtomicBool = AtomicBool::new(false);
 
 /// From now on, an allocation that the system refuses ends this process with
 /// [`EXIT_OUT_OF_MEMORY`]. Without this it would abort, as it does for other reasons too.
-pub fn exit_when_out_of_memory() {
-    TELLS.store(true, Ordering::Relaxed);
+pub fn exit_on_out_of_memory() {
+    EXITS_ON_OOM.store(true, Ordering::Relaxed);
 }
 
 /// Ends this process as one that was refused this much memory.
@@ -185,11 +263,11 @@ pub fn exit_out_of_memory(wanted_bytes: usize) -> ! {
 const GROWN_BYTES_OF_TIMINGS: usize = 2 * 524_288 * 56;
 
 /// The system's allocator, which in a run does not return when it is refused memory.
-struct TellingAllocator;
+struct ExitOnOomAllocator;
 
-impl TellingAllocator {
-    fn told(allocated: *mut u8, wanted_bytes: usize) -> *mut u8 {
-        if allocated.is_null() && TELLS.load(Ordering::Relaxed) {
+impl ExitOnOomAllocator {
+    fn checked(allocated: *mut u8, wanted_bytes: usize) -> *mut u8 {
+        if allocated.is_null() && EXITS_ON_OOM.load(Ordering::Relaxed) {
             exit_out_of_memory(wanted_bytes);
         }
         allocated
@@ -199,15 +277,15 @@ impl TellingAllocator {
 // SAFETY: Every call goes to the system's allocator with the same arguments, and what that
 // returns is returned unchanged, if at all. To end a recording is to store a flag: that neither
 // allocates nor unwinds.
-unsafe impl GlobalAlloc for TellingAllocator {
+unsafe impl GlobalAlloc for ExitOnOomAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: The caller keeps the contract, which is the same.
-        Self::told(unsafe { System.alloc(layout) }, layout.size())
+        Self::checked(unsafe { System.alloc(layout) }, layout.size())
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         // SAFETY: As above.
-        Self::told(unsafe { System.alloc_zeroed(layout) }, layout.size())
+        Self::checked(unsafe { System.alloc_zeroed(layout) }, layout.size())
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
@@ -217,7 +295,7 @@ unsafe impl GlobalAlloc for TellingAllocator {
             typst_timing::disable();
         }
         // SAFETY: As above.
-        Self::told(unsafe { System.realloc(block, layout, new_size) }, new_size)
+        Self::checked(unsafe { System.realloc(block, layout, new_size) }, new_size)
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {

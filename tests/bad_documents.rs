@@ -10,7 +10,7 @@ use pressrun::function::deadline::Deadline;
 use pressrun::function::records;
 use pressrun::function::verdict::{ErrorCode, Verdict};
 use serde_json::{Value, json};
-use support::processes::{Holdings, children, holdings, resident_bytes, threads};
+use support::processes::{children, holdings, resident_bytes, threads};
 use support::{Stage, config, letter, record, run};
 
 /// Ways to be bad: a template, its data, the error code and a part of the reason.
@@ -60,8 +60,8 @@ fn ways_to_be_bad() -> [Bad; 5] {
 /// other one first.
 async fn stage(workers: usize, bad: &Bad) -> Stage {
     let grant = if bad.code == ErrorCode::TimeLimit { Duration::from_millis(300) } else { Duration::from_mins(5) };
-    let probe = Stage::with_presses(workers).await;
-    let needed: u64 = probe.function.press_ids().chain([std::process::id()]).map(resident_bytes).sum();
+    let probe = Stage::with_workers(workers).await;
+    let needed: u64 = probe.function.press_id().into_iter().chain([std::process::id()]).map(resident_bytes).sum();
     drop(probe);
     let config = Config {
         most_render_time: Some(grant),
@@ -97,9 +97,8 @@ async fn assert_only_the_bad_fail(stage: &mut Stage, bad: &Bad, records: Vec<Val
             Verdict::Parked(failure) | Verdict::TransientFailure(failure) => panic!("{id}: {failure:?}"),
         }
     }
-    for press in stage.function.press_ids() {
-        assert_eq!((threads(press).len(), children(press).len()), (1, 1), "one thread, one run");
-    }
+    let press = stage.function.press_id().unwrap();
+    assert_eq!((threads(press).len(), children(press).len()), (1, stage.function.workers()), "one thread, its runs");
 }
 
 #[test]
@@ -107,15 +106,14 @@ fn a_bad_document_fails_alone_whatever_it_does() {
     run(async {
         for (workers, bad) in [1, 2].into_iter().flat_map(|workers| ways_to_be_bad().map(|bad| (workers, bad))) {
             let mut stage = stage(workers, &bad).await;
-            let presses: Vec<(u32, Holdings)> =
-                stage.function.press_ids().map(|press| (press, holdings(press))).collect();
+            let press = stage.function.press_id().unwrap();
+            let before = holdings(press);
             for (bad_ones, good_ones) in [(1, 0), (1, 9), (3, 7), (3, 0)] {
                 assert_only_the_bad_fail(&mut stage, &bad, batch(&bad, bad_ones, good_ones)).await;
                 assert_only_the_bad_fail(&mut stage, &bad, batch(&bad, 0, 3)).await;
             }
-            for (press, before) in presses {
-                assert_eq!(holdings(press), before, "the same press, holding the same");
-            }
+            assert_eq!(stage.function.press_id(), Some(press), "the same press");
+            assert_eq!(holdings(press), before, "holding the same");
         }
     });
 }

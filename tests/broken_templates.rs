@@ -151,7 +151,7 @@ fn a_broken_template_stops_init_with_its_file_and_what_is_wrong() {
             ),
             (
                 schema("{\"required\": [\"txt\"]}"),
-                "template note: its sample.json cannot be set\nerror: note/sample.json: at the top: \"txt\" is a required property",
+                "template note: its sample.json cannot be rendered\nerror: note/sample.json: at the top: \"txt\" is a required property",
             ),
             (
                 Templates::with("#data.text").and("note/schema.json", "{}"),

@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use pressrun::function::deadline::Deadline;
 use serde_json::json;
 use support::embedded::s3::Fault;
-use support::processes::{Holdings, children, holdings, run_of, signal, threads, until_run_waits, until_run_works};
+use support::processes::{Holdings, children, holdings, run_of, signal, threads, until_run_works, until_runs_wait};
 use support::{INPUT, Stage, config, embedded, letter, pointer, record, record_of, run, take_turns};
 
 /// Everything there is to count, between invocations.
@@ -19,14 +19,14 @@ use support::{INPUT, Stage, config, embedded, letter, pointer, record, record_of
 struct Census {
     tasks: usize,
     function: Holdings,
-    presses: Vec<Holdings>,
+    press: Option<Holdings>,
 }
 
 fn census(stage: &Stage) -> Census {
     Census {
         tasks: tokio::runtime::Handle::current().metrics().num_alive_tasks(),
         function: holdings(std::process::id()),
-        presses: stage.function.press_ids().map(holdings).collect(),
+        press: stage.function.press_id().map(holdings),
     }
 }
 
@@ -47,10 +47,12 @@ async fn fill_connection_pools(stage: &mut Stage) {
 fn an_invocation_leaves_nothing_behind() {
     let _turn = take_turns();
     run(async {
-        let mut stage = Stage::with_presses(2).await;
+        let mut stage = Stage::with_workers(2).await;
         fill_connection_pools(&mut stage).await;
         let before = census(&stage);
-        assert!(before.presses.iter().all(|press| press.threads == ["press"] && press.children == 1), "{before:?}");
+        let press = stage.function.press_id().unwrap();
+        let of_press = before.press.as_ref().unwrap();
+        assert_eq!((&of_press.threads[..], of_press.children), (&["press".to_owned()][..], 2), "{before:?}");
         let good = |count: usize| (0..count).map(|number| letter(&format!("good-{number}"))).collect::<Vec<_>>();
         let bad = || record("typst-error", "broken-at-line-3", json!({"broken": true}));
         let batches = [
@@ -63,15 +65,14 @@ fn an_invocation_leaves_nothing_behind() {
             good(100),
         ];
         for batch in batches {
-            let runs: Vec<u32> = stage.function.press_ids().map(run_of).collect();
+            let runs = children(press);
             let is_empty = batch.is_empty();
             stage.handle(batch).await;
             assert_eq!(census(&stage), before);
-            let runs_now: Vec<u32> = stage.function.press_ids().map(run_of).collect();
-            assert_eq!(runs == runs_now, is_empty, "no run that has seen a message is alive");
+            assert_eq!(children(press) == runs, is_empty, "no run that has seen a message is alive");
         }
         stage.function.stop().await;
-        assert_eq!(children(std::process::id()), [0; 0], "the presses end with the function");
+        assert_eq!(children(std::process::id()), [0; 0], "the press ends with the function");
     });
 }
 
@@ -79,7 +80,7 @@ fn an_invocation_leaves_nothing_behind() {
 fn an_invocation_that_is_cut_short_leaves_nothing_behind() {
     let _turn = take_turns();
     run(async {
-        let mut stage = Stage::with_presses(2).await;
+        let mut stage = Stage::with_workers(2).await;
         fill_connection_pools(&mut stage).await;
         let before = census(&stage);
         let endless = |id| record(id, "endless", json!({"endless": true}));
@@ -96,11 +97,11 @@ fn an_invocation_that_is_cut_short_leaves_nothing_behind() {
 fn a_run_or_a_press_that_dies_leaves_nothing_behind() {
     let _turn = take_turns();
     run(async {
-        let mut stage = Stage::with_presses(1).await;
+        let mut stage = Stage::with_workers(1).await;
         fill_connection_pools(&mut stage).await;
         let before = census(&stage);
-        let press = stage.function.press_ids().next().unwrap();
-        until_run_waits(press).await;
+        let press = stage.function.press_id().unwrap();
+        until_runs_wait(press).await;
         let long = || vec![letter("a"), record("long", "long", json!({"sections": 100, "paragraphs": 3})), letter("b")];
         let (failed, ()) = tokio::join!(stage.handle(long()), async {
             until_run_works(press).await;
@@ -138,10 +139,7 @@ fn what_queues_are_told_leaves_nothing_behind() {
             let after = census(&stage);
             // The SDK does not keep a connection that has failed.
             assert!(after.tasks <= before.tasks && after.function.open_files <= before.function.open_files);
-            assert_eq!(
-                (after.function.threads, after.presses),
-                (before.function.threads.clone(), before.presses.clone())
-            );
+            assert_eq!((after.function.threads, after.press), (before.function.threads.clone(), before.press.clone()));
         }
     });
 }
@@ -152,8 +150,8 @@ fn what_queues_are_told_leaves_nothing_behind() {
 fn a_press_has_one_thread_at_all_times() {
     let _turn = take_turns();
     run(async {
-        let mut stage = Stage::with_presses(1).await;
-        let press = stage.function.press_ids().next().unwrap();
+        let mut stage = Stage::with_workers(1).await;
+        let press = stage.function.press_id().unwrap();
         let long = |id| record(id, "long", json!({"sections": 30, "paragraphs": 3}));
         let setting = stage.handle(vec![letter("a"), long("b"), letter("c"), long("d")]);
         let watching = async {

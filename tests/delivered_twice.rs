@@ -32,7 +32,7 @@ fn exclusive(id: &str, data: &Value) -> Value {
 #[test]
 fn a_first_delivery_costs_one_request() {
     run(async {
-        let mut stage = Stage::with_presses(1).await;
+        let mut stage = Stage::with_workers(1).await;
         assert!(!was_there(&mut stage, letter("a")).await);
         assert_eq!(stage.s3.requests(), ["PUT output/letter/a.pdf"]);
         assert_eq!(stage.sqs.requests(), [""; 0]);
@@ -42,7 +42,7 @@ fn a_first_delivery_costs_one_request() {
 #[test]
 fn a_message_whose_object_is_there_is_not_set_again() {
     run(async {
-        let mut stage = Stage::with_presses(1).await;
+        let mut stage = Stage::with_workers(1).await;
         let first = verdict(&mut stage, letter("a")).await;
         stage.s3.requests();
         let again = verdict(&mut stage, received(2, letter("a"))).await;
@@ -59,7 +59,7 @@ fn a_message_whose_object_is_there_is_not_set_again() {
 #[test]
 fn a_message_behind_a_pointer_is_known_by_what_it_says() {
     run(async {
-        let mut stage = Stage::with_presses(1).await;
+        let mut stage = Stage::with_workers(1).await;
         let pointer = || record_of("a", pointer(INPUT, "a"));
         let message = |to: &str| json!({"template": "letter", "data": {"to": to}}).to_string();
         stage.s3.put(INPUT, "a", message("x"));
@@ -73,7 +73,7 @@ fn a_message_behind_a_pointer_is_known_by_what_it_says() {
 #[test]
 fn an_object_of_another_message_or_of_nobody_is_replaced() {
     run(async {
-        let mut stage = Stage::with_presses(1).await;
+        let mut stage = Stage::with_workers(1).await;
         let key = "letters/same.pdf";
         assert!(!was_there(&mut stage, letter_to("first", key)).await);
         assert!(!was_there(&mut stage, received(2, letter_to("second", key))).await);
@@ -119,7 +119,7 @@ fn an_object_that_another_edition_of_the_template_made_is_replaced() {
 #[test]
 fn a_look_that_is_not_allowed_is_no_failure() {
     run(async {
-        let mut stage = Stage::with_presses(1).await;
+        let mut stage = Stage::with_workers(1).await;
         stage.s3.answer_all("HEAD", Some(Fault::AccessDenied));
         assert!(!was_there(&mut stage, received(2, letter("a"))).await);
     });
@@ -128,7 +128,7 @@ fn a_look_that_is_not_allowed_is_no_failure() {
 #[test]
 fn a_look_that_s3_does_not_answer_is_a_transient_failure_and_nothing_is_set() {
     run(async {
-        let mut stage = Stage::with_presses(1).await;
+        let mut stage = Stage::with_workers(1).await;
         stage.s3.answer_all("HEAD", Some(Fault::SlowDown));
         let Verdict::TransientFailure(failure) = verdict(&mut stage, received(2, letter("a"))).await else { panic!() };
         assert_eq!(failure.code, ErrorCode::StorageUnavailable);
@@ -139,7 +139,7 @@ fn a_look_that_s3_does_not_answer_is_a_transient_failure_and_nothing_is_set() {
 #[test]
 fn a_key_that_is_taken_is_a_permanent_failure_where_the_message_says_so() {
     run(async {
-        let mut stage = Stage::with_presses(1).await;
+        let mut stage = Stage::with_workers(1).await;
         assert!(!was_there(&mut stage, exclusive("first", &json!({"to": "x"}))).await);
         let Verdict::PermanentFailure(failure) = verdict(&mut stage, exclusive("second", &json!({"to": "x"}))).await
         else {
@@ -159,7 +159,7 @@ fn a_key_that_is_taken_is_a_permanent_failure_where_the_message_says_so() {
 #[test]
 fn two_records_of_a_batch_that_want_one_key_for_themselves_get_it_once() {
     run(async {
-        let mut stage = Stage::with_presses(2).await;
+        let mut stage = Stage::with_workers(2).await;
         let records = ["a", "b", "c"].map(|id| exclusive(id, &json!({"to": id})));
         assert_eq!(stage.handle(records.to_vec()).await, ["b", "c"]);
     });
@@ -169,7 +169,7 @@ fn two_records_of_a_batch_that_want_one_key_for_themselves_get_it_once() {
 #[test]
 fn a_key_that_an_earlier_try_has_taken_is_a_success() {
     run(async {
-        let mut stage = Stage::with_presses(1).await;
+        let mut stage = Stage::with_workers(1).await;
         stage.s3.answer_next("PUT", [Fault::ErrorOnceServed]);
         assert!(!was_there(&mut stage, exclusive("a", &json!({"to": "x"}))).await);
         let requests = stage.s3.requests();
@@ -181,7 +181,7 @@ fn a_key_that_an_earlier_try_has_taken_is_a_success() {
 #[test]
 fn a_taken_key_whose_owner_s3_does_not_tell_is_a_transient_failure() {
     run(async {
-        let mut stage = Stage::with_presses(1).await;
+        let mut stage = Stage::with_workers(1).await;
         stage.s3.put(OUTPUT, "letters/taken.pdf", "somebody's own");
         for (fault, code) in
             [(Fault::AccessDenied, ErrorCode::StorageDenied), (Fault::SlowDown, ErrorCode::StorageUnavailable)]

@@ -128,7 +128,7 @@ fn a_transient_failure_is_not_parked() {
 #[test]
 fn without_a_failed_queue_a_permanent_failure_is_reported_as_failed() {
     run(async {
-        let mut stage = Stage::with_presses(1).await;
+        let mut stage = Stage::with_workers(1).await;
         assert_eq!(stage.handle(vec![record_of("bad", "{"), letter("a")]).await, ["bad"]);
         assert_eq!(stage.sqs.requests(), [""; 0]);
     });

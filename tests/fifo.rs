@@ -24,7 +24,7 @@ fn groups(names: &[&str]) -> Vec<Value> {
 #[test]
 fn records_of_a_group_are_stored_in_order_and_groups_side_by_side() {
     run(async {
-        let mut stage = Stage::with_presses(2).await;
+        let mut stage = Stage::with_workers(2).await;
         // Whoever overtakes would, while the first waits.
         stage.s3.answer_next("letter/a-1", [Fault::Delay(Duration::from_millis(300))]);
         assert_eq!(stage.handle(groups(&["a", "b"])).await, [""; 0]);
@@ -42,7 +42,7 @@ fn records_of_a_group_are_stored_in_order_and_groups_side_by_side() {
 #[test]
 fn after_a_transient_failure_the_rest_of_its_group_is_returned_unstarted() {
     run(async {
-        let mut stage = Stage::with_presses(2).await;
+        let mut stage = Stage::with_workers(2).await;
         stage.s3.answer_all("letter/a-3", Some(Fault::InternalError));
         assert_eq!(stage.handle(groups(&["a", "b"])).await, ["a-3", "a-4", "a-5"]);
         assert!(!puts(&stage).iter().any(|put| put.contains("a-4") || put.contains("a-5")));
@@ -58,7 +58,7 @@ fn after_a_transient_failure_the_rest_of_its_group_is_returned_unstarted() {
 #[test]
 fn a_permanent_failure_that_is_not_parked_stops_its_group_too() {
     run(async {
-        let mut stage = Stage::with_presses(1).await;
+        let mut stage = Stage::with_workers(1).await;
         let bad = in_group("a", record("a-2", "no-such-template", json!({})));
         let records =
             vec![in_group("a", letter("a-1")), bad, in_group("a", letter("a-3")), in_group("b", letter("b-1"))];
@@ -70,7 +70,7 @@ fn a_permanent_failure_that_is_not_parked_stops_its_group_too() {
 #[test]
 fn the_deadline_stops_a_group_where_it_is() {
     run(async {
-        let mut stage = Stage::with_presses(1).await;
+        let mut stage = Stage::with_workers(1).await;
         stage.s3.answer_all("letter/a-2", Some(Fault::Delay(Duration::from_mins(1))));
         let deadline = Deadline::from_lambda(SystemTime::now() + Duration::from_secs(4));
         let failed = stage.handle_until(groups(&["a"]), deadline).await;
@@ -100,7 +100,7 @@ fn a_document_that_is_set_alone_keeps_its_place_in_its_group() {
 #[test]
 fn a_group_of_a_standard_queue_keeps_nobody_waiting() {
     run(async {
-        let mut stage = Stage::with_presses(1).await;
+        let mut stage = Stage::with_workers(1).await;
         let mut records = groups(&["a"]);
         for record in &mut records {
             record["eventSourceARN"] = "arn:aws:sqs:eu-central-1:123456789012:documents".into();
@@ -113,7 +113,7 @@ fn a_group_of_a_standard_queue_keeps_nobody_waiting() {
 #[test]
 fn two_records_of_a_batch_with_the_same_key_never_race() {
     run(async {
-        let mut stage = Stage::with_presses(2).await;
+        let mut stage = Stage::with_workers(2).await;
         let key = "letters/same.pdf";
         for round in 0..5 {
             stage.s3.answer_next(key, [Fault::Delay(Duration::from_millis(100))]);

@@ -14,7 +14,7 @@ use support::{INPUT, OUTPUT, Stage, config, letter, pointer, real_templates, rec
 #[test]
 fn every_record_of_a_batch_becomes_an_object() {
     run(async {
-        let mut stage = Stage::with_presses(2).await;
+        let mut stage = Stage::with_workers(2).await;
         for size in [0, 1, 10, 100] {
             let ids: Vec<String> = (0..size).map(|number| format!("{size}-{number}")).collect();
             let failed = stage.handle(ids.iter().map(|id| letter(id)).collect()).await;
@@ -30,7 +30,7 @@ fn every_record_of_a_batch_becomes_an_object() {
 #[test]
 fn a_malformed_record_fails_alone() {
     run(async {
-        let mut stage = Stage::with_presses(1).await;
+        let mut stage = Stage::with_workers(1).await;
         let bad = [
             ("not-json", record_of("not-json", "{")),
             ("not-an-object", record_of("not-an-object", "7")),
@@ -56,7 +56,7 @@ fn a_malformed_record_fails_alone() {
 #[test]
 fn a_refused_key_fails_alone_and_writes_nothing() {
     run(async {
-        let mut stage = Stage::with_presses(1).await;
+        let mut stage = Stage::with_workers(1).await;
         let with_key = |id: &str, key: &str| {
             record_of(id, json!({"template": "letter", "data": {"to": id}, "key": key}).to_string())
         };
@@ -70,7 +70,7 @@ fn a_refused_key_fails_alone_and_writes_nothing() {
 #[test]
 fn an_error_of_typsts_comes_with_its_place() {
     run(async {
-        let mut stage = Stage::with_presses(1).await;
+        let mut stage = Stage::with_workers(1).await;
         let records = pressrun::function::records::parse(json!({"Records": [
             record("bad", "broken-at-line-3", json!({"broken": true})),
             record("good", "broken-at-line-3", json!({"broken": false})),
@@ -91,7 +91,7 @@ fn an_error_of_typsts_comes_with_its_place() {
 #[test]
 fn a_document_cannot_run_its_data_or_read_outside_its_template() {
     run(async {
-        let mut stage = Stage::with_presses(1).await;
+        let mut stage = Stage::with_workers(1).await;
         let failed = stage
             .handle(vec![
                 record("included", "reads-files", json!({"include": "data.json", "read": null})),
@@ -106,7 +106,7 @@ fn a_document_cannot_run_its_data_or_read_outside_its_template() {
 #[test]
 fn the_object_says_what_it_is() {
     run(async {
-        let mut stage = Stage::with_presses(1).await;
+        let mut stage = Stage::with_workers(1).await;
         let body = json!({
             "template": "letter", "data": {"to": "Zoë"}, "key": "letters/zoe.pdf",
             "filename": "Für Zoë.pdf", "metadata": {"Customer": "K-17"}
@@ -135,7 +135,7 @@ fn the_object_says_what_it_is() {
 #[test]
 fn the_same_message_delivered_twice_leaves_the_same_bytes() {
     run(async {
-        let mut stage = Stage::with_presses(2).await;
+        let mut stage = Stage::with_workers(2).await;
         let long = record("long", "long", json!({"sections": 12, "paragraphs": 3}));
         stage.handle(vec![letter("a"), long.clone(), letter("b")]).await;
         let first = (stage.pdf("letter", "a").unwrap(), stage.pdf("long", "long").unwrap());
@@ -143,7 +143,7 @@ fn the_same_message_delivered_twice_leaves_the_same_bytes() {
         // In another run, among others, on another number of threads, in another function.
         stage.handle(vec![letter("x"), letter("b"), letter("a")]).await;
         assert_eq!(stage.pdf("letter", "a").unwrap(), first.0);
-        let mut other = Stage::with_presses(1).await;
+        let mut other = Stage::with_workers(1).await;
         other.handle(vec![long, letter("a")]).await;
         assert_eq!((other.pdf("letter", "a").unwrap(), other.pdf("long", "long").unwrap()), first);
         assert_ne!(stage.pdf("letter", "b").unwrap(), first.0, "other messages, other bytes");
@@ -170,7 +170,7 @@ fn a_document_may_come_at_any_moment_while_a_run_gets_warm() {
 #[test]
 fn a_large_message_is_read_from_the_input_bucket_only() {
     run(async {
-        let mut stage = Stage::with_presses(1).await;
+        let mut stage = Stage::with_workers(1).await;
         let message = |filler: usize| json!({"template": "letter", "data": {"to": "you", "x": "x".repeat(filler)}});
         stage.s3.put(INPUT, "fits", message(900_000).to_string());
         stage.s3.put(INPUT, "too-large", message(1024 * 1024).to_string());
@@ -192,7 +192,7 @@ fn a_large_message_is_read_from_the_input_bucket_only() {
 #[test]
 fn an_event_that_is_not_sqs_is_one_clear_error() {
     run(async {
-        let mut stage = Stage::with_presses(1).await;
+        let mut stage = Stage::with_workers(1).await;
         for (event, expected) in [
             (json!({"Records": "none"}), "no array \"Records\""),
             (json!([1]), "no array \"Records\""),
@@ -223,7 +223,7 @@ fn s3_being_down_fails_every_record_and_not_the_function() {
 #[test]
 fn the_deadline_ends_what_is_not_done_and_keeps_what_is() {
     run(async {
-        let mut stage = Stage::with_presses(1).await;
+        let mut stage = Stage::with_workers(1).await;
         stage.s3.answer_all("letter/b", Some(Fault::Delay(Duration::from_mins(1))));
         let deadline = Deadline::from_lambda(SystemTime::now() + Duration::from_secs(2));
         let failed = stage.handle_until(vec![letter("a"), letter("b"), letter("c")], deadline).await;
@@ -237,7 +237,7 @@ fn the_deadline_ends_what_is_not_done_and_keeps_what_is() {
 #[test]
 fn a_deadline_in_the_past_is_no_deadline() {
     run(async {
-        let mut stage = Stage::with_presses(1).await;
+        let mut stage = Stage::with_workers(1).await;
         let cargo_lambda_watch = Deadline::from_lambda(SystemTime::UNIX_EPOCH + Duration::from_mins(10));
         assert_eq!(stage.handle_until(vec![letter("a")], cargo_lambda_watch).await, [""; 0]);
     });

@@ -1,5 +1,5 @@
 //! Leaks that are planted: each is told by name and counted, and a press that has one is replaced.
-//! Needs a `main` of its own, since the presses are this program too: they and their runs leak
+//! Needs a `main` of its own, since the press is this program too: it and its runs leak
 //! when a signal tells them to.
 #![allow(unsafe_code, reason = "handlers of signals, in the program that is to leak")]
 
@@ -7,16 +7,18 @@ mod support;
 
 use std::fs::File;
 use std::future::pending;
+use std::os::fd::AsFd;
 use std::process::{Command, ExitCode};
 use std::sync::mpsc;
 use std::thread;
 
+use nix::poll::{PollTimeout, poll};
 use nix::sys::prctl;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
-use nix::unistd::{ForkResult, fork, pause};
+use nix::unistd::{ForkResult, fork};
 use pressrun::config::Config;
 use serde_json::{Value, json};
-use support::processes::{run_of, signal, until, until_run_waits, until_run_works};
+use support::processes::{run_of, signal, until, until_run_works, until_runs_wait};
 use support::told::Told;
 use support::{Stage, config, letter, log, record, run};
 
@@ -40,7 +42,7 @@ extern "C" fn leak_a_thread(_: i32) {
 }
 
 extern "C" fn leak_a_file(_: i32) {
-    std::mem::forget(nix::unistd::dup(std::io::stdin()).unwrap());
+    std::mem::forget(std::io::stdin().as_fd().try_clone_to_owned().unwrap());
 }
 
 extern "C" fn leak_a_child(_: i32) {
@@ -48,9 +50,8 @@ extern "C" fn leak_a_child(_: i32) {
     if let Ok(ForkResult::Child) = unsafe { fork() } {
         prctl::set_pdeathsig(Signal::SIGKILL).unwrap();
         prctl::set_name(c"leaky-1").unwrap();
-        loop {
-            pause();
-        }
+        // Not for ever, but for longer than the press.
+        let _ = poll(&mut [], PollTimeout::NONE);
     }
 }
 
@@ -66,7 +67,7 @@ fn main() -> ExitCode {
             // a handler may do what it likes.
             unsafe { sigaction(signal, &action) }.unwrap();
         }
-        return pressrun::play_press_role().unwrap();
+        return pressrun::run_press_if_requested().unwrap();
     }
     for (name, test) in TESTS {
         test();
@@ -78,7 +79,7 @@ fn main() -> ExitCode {
 
 const TESTS: [(&str, fn()); 7] = [
     ("what_the_function_leaks_is_told_by_name", what_the_function_leaks_is_told_by_name),
-    ("a_press_that_leaks_a_file_is_replaced", || a_press_that_leaks_is_replaced(A_FILE, "open files   pipe")),
+    ("a_press_that_leaks_a_file_is_replaced", || a_press_that_leaks_is_replaced(A_FILE, "open files   socket")),
     ("a_press_that_leaks_a_child_is_replaced", || a_press_that_leaks_is_replaced(A_CHILD, "children     leaky-*")),
     ("a_press_that_grows_is_replaced", || a_press_that_leaks_is_replaced(MEMORY, "resident KiB since it was warm")),
     ("a_press_that_leaks_a_thread_is_replaced", a_press_that_leaks_a_thread_is_replaced),
@@ -86,14 +87,14 @@ const TESTS: [(&str, fn()); 7] = [
     ("a_run_cannot_leave_a_file_or_a_child", a_run_cannot_leave_a_file_or_a_child),
 ];
 
-/// A function with one press that can leak, after its first invocation.
+/// A function with a press that can leak, after its first invocation.
 async fn stage() -> (Stage, Told, u32) {
     let config = Config { press_program: std::env::current_exe().unwrap(), ..config(1) };
     let (mut stage, told) = Stage::telling(config).await;
     assert_eq!(stage.handle(vec![letter("first")]).await, [""; 0]);
     expect_no_leak(&told);
-    let press = stage.function.press_ids().next().unwrap();
-    until_run_waits(press).await;
+    let press = stage.function.press_id().unwrap();
+    until_runs_wait(press).await;
     log::take("");
     (stage, told, press)
 }
@@ -154,7 +155,7 @@ fn a_press_that_leaks_is_replaced(leak: Signal, told_as: &str) {
         let (mut stage, told, press) = stage().await;
         assert_eq!(meanwhile(&mut stage, press, || signal(press, leak)).await, [""; 0]);
         let lines = log::take(told_as);
-        assert!(matches!(&lines[..], [line] if line.starts_with("press 1")), "{lines:?} {:?}", log::take(""));
+        assert!(matches!(&lines[..], [line] if line.starts_with("press ")), "{lines:?} {:?}", log::take(""));
         let invocation = told.take_invocation();
         assert_eq!([&invocation["CensusLeaks"], &invocation["PressesReplaced"]], [1, 1]);
         until("the press is gone", || !support::processes::is_alive(press)).await;
@@ -179,7 +180,7 @@ fn what_a_run_leaks_is_told_by_name_and_ends_with_it() {
     run(async {
         let (mut stage, told, press) = stage().await;
         assert_eq!(meanwhile(&mut stage, press, || signal(run_of(press), A_THREAD)).await, [""; 0]);
-        let lines = log::take("run of press 1");
+        let lines = log::take("run 1");
         assert!(lines.iter().any(|line| line.contains("threads      leaky-*")), "{lines:?}");
         let invocation = told.take_invocation();
         assert_eq!([&invocation["CensusLeaks"], &invocation["PressesReplaced"]], [1, 0]);

@@ -57,7 +57,7 @@ fn assert_only_these_failed(verdicts: &[(String, Verdict)], code: ErrorCode, bad
 #[test]
 fn a_batch_gets_through_however_many_documents_never_end() {
     run(async {
-        let mut stage = Stage::with_presses(1).await;
+        let mut stage = Stage::with_workers(1).await;
         for place in [0, 2, 4] {
             let mut batch: Vec<Value> = (0..4).map(|number| endless(&number.to_string())).collect();
             batch.insert(place, letter("good"));
@@ -102,7 +102,7 @@ fn no_more_is_read_ahead_than_a_quarter_of_the_memory() {
     let _turn = take_turns();
     run(async {
         let config = Stage::config_with_memory(1, 260).await;
-        let most_render_time = Some(Duration::from_secs(2));
+        let most_render_time = Some(Duration::from_secs(1));
         let mut stage = Stage::with(Config { most_data_bytes: 15 * MEGABYTE, most_render_time, ..config }).await;
         let mut batch = vec![endless("slow")];
         for number in 0..8 {

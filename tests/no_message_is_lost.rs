@@ -102,7 +102,7 @@ fn of_a_thousand_messages_each_good_one_has_its_object_and_each_bad_one_is_parke
         assert_eq!(stage.s3.keys(OUTPUT).len(), MESSAGES * 9 / 10);
 
         // Right ones: the same as where nothing ever fails.
-        let mut calm = Stage::with_presses(1).await;
+        let mut calm = Stage::with_workers(1).await;
         for message in messages.iter().filter(|message| message.error_code.is_none()).step_by(50) {
             calm.handle(vec![message.record.clone()]).await;
             assert_eq!(calm.pdf("letter", id(message)), stage.pdf("letter", id(message)));

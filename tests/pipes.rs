@@ -8,25 +8,35 @@ use std::path::Path;
 
 use bytes::BytesMut;
 use pressrun::config::Config;
+use pressrun::function::Function;
 use pressrun::function::records;
 use pressrun::job::{Body, Job, Surroundings};
-use pressrun::press::frames::FrameCodec;
+use pressrun::press::protocol::{self, FrameCodec, PressCommand, PressEvent, Response};
+use pressrun::typeset::diagnostics::Diagnostic;
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use support::{Stage, config, letter, run};
+use support::embedded::s3::EmbeddedS3;
+use support::{OUTPUT, config, run};
 use tokio_util::codec::{Decoder, Encoder};
 
 #[test]
-fn an_unruly_press_is_a_transient_failure_and_no_hang() {
-    for misdeed in ["garbage", "too-long", "unknown-kind", "half-a-frame", "wrong-verdict", "out-of-order"] {
+fn an_unruly_press_stops_init_with_a_reason_and_no_hang() {
+    for (misdeed, reason) in [
+        ("garbage", "a packet that cannot be read"),
+        ("too-long", "did not fit"),
+        ("out-of-order", "which makes no sense"),
+        ("ends", "it closed its end"),
+        ("forks-nothing", "its first run"),
+    ] {
         run(async {
             let unruly = Config {
                 press_program: Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/presses/unruly.sh"),
                 templates_dir: misdeed.into(),
                 ..config(1)
             };
-            let mut stage = Stage::with(unruly).await;
-            assert_eq!(stage.handle(vec![letter("a"), letter("b")]).await, ["a", "b"], "{misdeed}");
+            let s3 = EmbeddedS3::start(&[OUTPUT]);
+            let error = Function::start(unruly, s3.client()).await.err().unwrap().to_string();
+            assert!(error.contains(reason), "{misdeed}: {error}");
         });
     }
 }
@@ -53,7 +63,7 @@ fn json_like() -> impl Strategy<Value = Value> {
 }
 
 fn parse(message: &str) {
-    let edition = pressrun::job::Edition { version: "1.0.0".to_owned(), digest: "0".repeat(32) };
+    let edition = pressrun::typeset::TemplateVersion { version: "1.0.0".to_owned(), digest: "0".repeat(32) };
     let templates = BTreeMap::from([("letter".to_owned(), edition)]);
     let surroundings = Surroundings { templates: &templates, output_prefix: "pdf/", message_id: "m-1" };
     if let Ok(Body::Message(message)) = Body::parse(message)
@@ -79,6 +89,46 @@ proptest! {
                 prop_assert_eq!(FrameCodec::default().decode(&mut written).unwrap(), Some(frame));
             }
         }
+    }
+
+    #[test]
+    fn no_packet_on_the_control_socket_is_a_panic(packet in prop::collection::vec(any::<u8>(), 0..300), json in json_like()) {
+        let json = json.to_string();
+        for packet in [&packet[..], json.as_bytes()] {
+            if let Ok(command) = protocol::decode_packet::<PressCommand>(packet) {
+                let again = protocol::encode_packet(&command).unwrap();
+                prop_assert_eq!(protocol::decode_packet::<PressCommand>(&again).unwrap(), command);
+            }
+            if let Ok(event) = protocol::decode_packet::<PressEvent>(packet) {
+                let again = protocol::encode_packet(&event).unwrap();
+                prop_assert_eq!(protocol::decode_packet::<PressEvent>(&again).unwrap(), event);
+            }
+        }
+    }
+
+    #[test]
+    fn every_response_fits_into_a_frame(texts in prop::collection::vec("(.|[\u{1}\u{7f}\"]){0,3000}", 0..40)) {
+        let diagnostics: Vec<Diagnostic> = texts.iter().map(|text| Diagnostic {
+            is_error: true,
+            message: text.clone(),
+            file: Some(text.clone()),
+            line: Some(1),
+            column: None,
+            hints: texts.clone(),
+            text: text.clone(),
+        }).collect();
+        let first = diagnostics.first().cloned();
+        let frame = Response::TypstError { diagnostics }.into_frame();
+        let bytes = protocol::encode(frame.clone()).unwrap();
+        prop_assert!(bytes.len() <= 4 + protocol::MAX_FRAME_BYTES);
+        let Response::TypstError { diagnostics: told } = frame.parse().unwrap() else { panic!("it is what it was") };
+        // However long it is, its beginning is told.
+        if let Some(first) = first {
+            let beginning: String = first.message.chars().take(50).collect();
+            prop_assert!(told[0].message.starts_with(&beginning));
+        }
+        let message = texts.concat();
+        protocol::encode(Response::Panicked { message }.into_frame()).unwrap();
     }
 
     #[test]

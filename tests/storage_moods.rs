@@ -30,7 +30,7 @@ async fn code_of(function: &mut Function, record: Value, deadline: Deadline) -> 
 #[test]
 fn an_error_now_and_then_is_borne() {
     run(async {
-        let mut stage = Stage::with_presses(1).await;
+        let mut stage = Stage::with_workers(1).await;
         for fault in [Fault::InternalError, Fault::SlowDown, Fault::ErrorOnceServed] {
             stage.s3.answer_next("PUT", [fault, fault]);
             assert_eq!(code_of(&mut stage.function, letter("a"), Deadline::NONE).await, None, "{fault:?}");
@@ -41,7 +41,7 @@ fn an_error_now_and_then_is_borne() {
 #[test]
 fn errors_without_end_are_a_transient_failure() {
     run(async {
-        let mut stage = Stage::with_presses(1).await;
+        let mut stage = Stage::with_workers(1).await;
         for (fault, code) in [
             (Fault::InternalError, ErrorCode::StorageUnavailable),
             (Fault::SlowDown, ErrorCode::StorageUnavailable),
@@ -70,7 +70,7 @@ fn a_bucket_that_is_not_there_throws_no_message_away() {
 #[test]
 fn a_message_behind_a_pointer_that_s3_does_not_give_is_not_thrown_away() {
     run(async {
-        let mut stage = Stage::with_presses(1).await;
+        let mut stage = Stage::with_workers(1).await;
         let pointer = || record_of("a", pointer(INPUT, "a"));
         stage.s3.put(INPUT, "a", json!({"template": "letter", "data": {"to": "a"}}).to_string());
         for (fault, code) in [
@@ -140,7 +140,7 @@ fn a_pdf_that_arrives_altered_or_cut_is_never_taken_for_stored() {
 #[test]
 fn every_upload_carries_a_checksum_that_s3_verifies() {
     run(async {
-        let mut stage = Stage::with_presses(1).await;
+        let mut stage = Stage::with_workers(1).await;
         // The embedded S3 refuses an upload without a CRC32 too.
         stage.s3.answer_all("PUT", Some(Fault::Altered));
         let code = code_of(&mut stage.function, letter("a"), Deadline::NONE).await;
@@ -155,7 +155,7 @@ fn every_upload_carries_a_checksum_that_s3_verifies() {
 #[test]
 fn a_wrong_deployment_is_loud_in_the_log_once_an_invocation() {
     run(async {
-        let mut stage = Stage::with_presses(2).await;
+        let mut stage = Stage::with_workers(2).await;
         for fault in [Fault::AccessDenied, Fault::NoSuchBucket] {
             stage.s3.answer_all_with(Some(fault));
             assert_eq!(stage.handle(vec![letter("a"), letter("b"), letter("c")]).await.len(), 3);

@@ -112,7 +112,7 @@ fn a_fast_document_leaves_none() {
 fn the_same_bytes_come_out_with_and_without_a_trace() {
     run_alone(async {
         let mut traced = stage().await;
-        let mut plain = Stage::with_presses(1).await;
+        let mut plain = Stage::with_workers(1).await;
         let long = || record("a", "long", json!({"sections": 12, "paragraphs": 3}));
         assert_eq!(traced.handle(vec![long()]).await, plain.handle(vec![long()]).await);
         assert_eq!(traced.pdf("long", "a").unwrap(), plain.pdf("long", "a").unwrap());
@@ -162,7 +162,7 @@ fn however_many_events_there_are_a_trace_is_bounded_and_whole() {
 #[test]
 fn a_document_does_not_fail_for_the_memory_of_its_trace() {
     run_alone(async {
-        let config = Stage::config_with_memory(1, 126).await;
+        let config = Stage::config_with_memory(1, 144).await;
         let mut stage = Stage::with(Config { trace_slower_than: Some(Duration::ZERO), ..config }).await;
         let large = |id: &str, calls| record(id, "calls", json!({"calls": calls, "megabytes": 60}));
         assert_eq!(stage.handle(vec![large("few", 1), large("many", 300_000)]).await, [""; 0]);

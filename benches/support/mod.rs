@@ -1,17 +1,17 @@
 //! What the benchmarks share: data that are new each time, a plain use of Typst to compare with,
-//! presses without a function, and medians.
+//! a press and runs without a function, and medians.
 #![allow(dead_code, reason = "each benchmark uses a part of it")]
 
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::slice;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use pressrun::press::frames::{Answer, Header};
-use pressrun::press::room::{Answered, Outcome, PressSettings, Room};
-use pressrun::press::sandbox::Level;
+use pressrun::press::protocol::{DocumentHeader, Response};
+use pressrun::press::sandbox::SandboxLevel;
+use pressrun::press::{PressSettings, Request, RunResponse, Supervisor, Worker};
 use pressrun::typeset::{Document, Pdf, Typesetter, pool};
 use serde_json::Value;
 use tokio::sync::watch;
@@ -156,25 +156,38 @@ pub fn on_threads(typesetter: &Typesetter, threads: usize, template: &str, data:
     (pdf, took)
 }
 
-/// A press of this very program, and what feeds it, without a function around.
-pub async fn room(templates_dir: &Path) -> Room {
-    room_at(templates_dir, Level::SeccompAndLandlock).await
+/// A press of this very program and workers for its runs, without a function around.
+pub struct Press {
+    supervisor: Rc<Supervisor>,
+    pub workers: Vec<Worker>,
 }
 
-/// The same, walled in so far.
-pub async fn room_at(templates_dir: &Path, level: Level) -> Room {
-    let settings = PressSettings {
-        program: std::env::current_exe().unwrap(),
-        templates_dir: templates_dir.to_owned(),
-        most_threads: cores(),
-        level,
-    };
-    Room::start(0, settings).await.unwrap().0
+impl Press {
+    pub async fn start(templates_dir: &Path, workers: usize) -> Self {
+        Self::start_at(SandboxLevel::SeccompAndLandlock, templates_dir, workers).await
+    }
+
+    /// The same, restricted so far.
+    pub async fn start_at(sandbox_level: SandboxLevel, templates_dir: &Path, workers: usize) -> Self {
+        let program = std::env::current_exe().unwrap();
+        let templates_dir = templates_dir.to_owned();
+        let settings = PressSettings { program, templates_dir, cores: cores(), sandbox_level };
+        let (supervisor, workers, _) = Supervisor::start(settings, workers).await.unwrap();
+        Self { supervisor, workers }
+    }
+
+    pub fn worker(&mut self) -> &mut Worker {
+        &mut self.workers[0]
+    }
+
+    pub async fn stop(mut self) {
+        self.supervisor.stop(&mut self.workers).await;
+    }
 }
 
-/// What a press hears of a document on one thread.
-pub fn header(template: &str, time_limit: Duration) -> Header {
-    Header {
+/// A document on one thread, as a worker gets it.
+pub fn request(template: &str, data: &Bytes, time_limit: Duration) -> Request {
+    let header = DocumentHeader {
         template: template.to_owned(),
         ident: "bench".to_owned(),
         timestamp_ms: Some(1_782_988_200_000),
@@ -182,23 +195,28 @@ pub fn header(template: &str, time_limit: Duration) -> Header {
         threads: 1,
         time_limit,
         memory_limit_bytes: None,
-        wants_another_run: false,
-        trace_slower_than: None,
-    }
+        timings_slower_than: None,
+    };
+    Request { header, content: vec![data.clone()], max_response_bytes: None }
 }
 
-/// Has a document set by a press and waits for its PDF.
-pub async fn set_in(room: &mut Room, template: &str, data: &Bytes, threads: &mut watch::Receiver<usize>) -> Bytes {
-    let header = header(template, Duration::from_mins(1));
-    match room.set(&header, slice::from_ref(data), threads).await.unwrap() {
-        Outcome::Answered(Answered { answer: Answer::Set { .. }, pdf, .. }) => pdf,
+/// Has a document rendered by a run and waits for its PDF.
+pub async fn render_in(
+    worker: &mut Worker,
+    template: &str,
+    data: &Bytes,
+    threads: &mut watch::Receiver<usize>,
+) -> Bytes {
+    let request = request(template, data, Duration::from_mins(1));
+    match worker.render(&request, threads).await {
+        Ok(RunResponse { response: Response::Rendered { .. }, pdf, .. }) => pdf,
         other => panic!("{other:?}"),
     }
 }
 
 /// Runs a benchmark on one thread, as the function runs, unless this process is a press.
 pub fn main(benchmark: impl AsyncFnOnce()) -> std::process::ExitCode {
-    if let Some(exit_code) = pressrun::play_press_role() {
+    if let Some(exit_code) = pressrun::run_press_if_requested() {
         return exit_code;
     }
     // `cargo test --benches` only wants to know that it starts.

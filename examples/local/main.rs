@@ -62,7 +62,7 @@ const MOST_RENDER_TIME: Duration = Duration::from_secs(30);
 const BATCH_SIZE: usize = 10;
 
 fn main() -> ExitCode {
-    if let Some(exit_code) = pressrun::play_press_role() {
+    if let Some(exit_code) = pressrun::run_press_if_requested() {
         return exit_code;
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -128,7 +128,7 @@ async fn set(arguments: &[OsString]) -> Result<ExitCode, Box<dyn Error>> {
     let templates_dir = config.templates_dir.clone();
     let began = Instant::now();
     let mut function = Function::start(config, s3.client()).await?;
-    println!("{} presses warm after {} ms", function.press_ids().count(), began.elapsed().as_millis());
+    println!("press and {} runs warm after {} ms", function.workers(), began.elapsed().as_millis());
 
     let documents = batches.iter().map(Vec::len).sum::<usize>();
     let progress = progress_bar(documents);

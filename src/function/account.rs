@@ -10,14 +10,14 @@ use tracing::field::Empty;
 use super::metrics::{Metrics, OfDocument};
 use super::records::Record;
 use super::verdict::Verdict;
-use crate::job::Editions;
+use crate::typeset::TemplateVersions;
 
 /// A record's account. Every line that is logged within [`Account::span`] says whose it is.
 pub(super) struct Account {
     pub span: Span,
     template: RefCell<Option<String>>,
-    press: Cell<Option<usize>>,
-    /// For memory to read it into, and for a press.
+    worker: Cell<Option<usize>>,
+    /// For memory to read it into, and for a worker.
     queue_wait: Cell<Option<Duration>>,
     pub upload_time: Cell<Option<Duration>>,
     verdict: RefCell<Option<Verdict>>,
@@ -29,17 +29,17 @@ pub(super) struct Audience<'a> {
     pub metrics: &'a Metrics,
     pub request_id: Option<&'a str>,
     /// Those that are deployed.
-    pub templates: &'a Editions,
+    pub templates: &'a TemplateVersions,
 }
 
 impl Account {
     pub fn open(record: &Record) -> Self {
         // A span below the log's level would be left out, and its fields with it.
-        let span = tracing::error_span!("record", messageId = record.message_id, template = Empty, press = Empty);
+        let span = tracing::error_span!("record", messageId = record.message_id, template = Empty, worker = Empty);
         Self {
             span,
             template: RefCell::default(),
-            press: Cell::default(),
+            worker: Cell::default(),
             queue_wait: Cell::default(),
             upload_time: Cell::default(),
             verdict: RefCell::default(),
@@ -59,9 +59,9 @@ impl Account {
         self.queue_wait.update(|waited| Some(waited.unwrap_or_default() + time));
     }
 
-    pub fn is_at_press(&self, number: usize) {
-        if self.press.replace(Some(number)).is_none() {
-            self.span.record("press", number);
+    pub fn is_at_worker(&self, number: usize) {
+        if self.worker.replace(Some(number)).is_none() {
+            self.span.record("worker", number);
         }
     }
 
@@ -85,7 +85,7 @@ impl Account {
         let of_document = OfDocument {
             request_id: audience.request_id.map(str::to_owned),
             message_id: record.message_id.clone(),
-            press: self.press.get().map(|number| number.to_string()),
+            worker: self.worker.get().map(|number| number.to_string()),
             template,
             queue_wait: self.queue_wait.get(),
             upload_time: self.upload_time.get(),

@@ -1,11 +1,11 @@
-//! What there is more of after an invocation than before it, in the function, its presses and
-//! their runs.
+//! What there is more of after an invocation than before it, in the function, its press and the
+//! runs.
 
 use tokio::runtime::Handle;
 
 use super::limits::{MOST_READS, MOST_UPLOADS};
 use crate::census::{self, Growth, GrowthTable, Holdings, SOCKET};
-use crate::press::room::Room;
+use crate::press::Supervisor;
 use crate::queues::MOST_REQUESTS;
 
 /// The connections that the function may keep from one invocation to the next. A pool may open one
@@ -16,66 +16,65 @@ const MOST_CONNECTIONS: usize = 2 * (MOST_READS + MOST_UPLOADS + MOST_REQUESTS);
 /// first one on.
 const TASKS_OF_CLIENTS: i64 = 2;
 
-/// How much larger than when it was warm a press may be. The largest document so far leaves it some
-/// hundred KiB larger, and then no more.
-const MOST_GROWTH_OF_A_PRESS: u64 = 4 * 1024 * 1024;
+/// How much larger than when it was warm a press may be: it only forks.
+const MAX_PRESS_GROWTH_BYTES: u64 = 4 * 1024 * 1024;
 
-/// What function and presses hold between invocations.
+/// How a table names it.
+const PRESS: &str = "press";
+
+/// What function and press hold between invocations.
 #[derive(Clone, Debug)]
 pub(super) struct Census {
     pub function: Holdings,
     pub tasks: usize,
-    /// By room; none where there is no press.
-    pub presses: Vec<Option<Holdings>>,
+    /// None where there is no press.
+    pub press: Option<Holdings>,
 }
 
 /// What there is more of.
 #[derive(Debug)]
 pub(super) struct Grown {
     pub function: Vec<Growth>,
-    /// By room.
-    pub presses: Vec<Vec<Growth>>,
+    pub press: Vec<Growth>,
 }
 
 impl Census {
-    pub fn take(rooms: &[Room]) -> Self {
+    pub fn take(supervisor: &Supervisor) -> Self {
         Self {
             function: Holdings::of(std::process::id()),
             tasks: Handle::current().metrics().num_alive_tasks(),
-            presses: rooms.iter().map(|room| room.process_id().map(Holdings::of)).collect(),
+            press: supervisor.press_id().map(Holdings::of),
         }
     }
 
-    /// Takes a census before an invocation. `start` is from before all of them: what had just gone
-    /// with a press that died, and will be back with the next, counts as there.
-    pub fn take_before(start: &Self, rooms: &[Room]) -> Self {
-        let Self { function, tasks, presses } = Self::take(rooms);
-        let presses = rooms.iter().zip(presses);
+    /// Takes a census before an invocation. `start` is from before all of them: what a dead press
+    /// held counts as still held, so that its replacement is not a leak.
+    pub fn take_before(start: &Self, supervisor: &Supervisor) -> Self {
+        let Self { function, tasks, press } = Self::take(supervisor);
         Self {
             function: function.or_as_much_as(&start.function),
             tasks,
-            presses: presses.map(|(room, press)| Some(press?.or_as_much_as(room.warm_press()))).collect(),
+            press: press.map(|press| press.or_as_much_as(&supervisor.warm_press())),
         }
     }
 
     /// Takes a census after an invocation, as soon as there is no more than before, or after all
     /// patience. What there is more of comes with it.
-    pub async fn take_after(before: &Self, start: &Self, rooms: &[Room]) -> (Self, Grown) {
+    pub async fn take_after(before: &Self, start: &Self, supervisor: &Supervisor) -> (Self, Grown) {
         let look = || {
-            let after = Self::take(rooms);
-            let grown = after.grown_since(before, start, rooms);
+            let after = Self::take(supervisor);
+            let grown = after.grown_since(before, start, supervisor);
             (after, grown)
         };
         census::look_patiently(look, |(_, grown)| grown.is_nothing()).await
     }
 
-    fn grown_since(&self, before: &Self, start: &Self, rooms: &[Room]) -> Grown {
-        let presses = rooms.iter().zip(before.presses.iter().zip(&self.presses));
-        let presses = presses.map(|(room, pair)| match pair {
-            (Some(before), Some(after)) => growth_of_press(room, before, after),
+    fn grown_since(&self, before: &Self, start: &Self, supervisor: &Supervisor) -> Grown {
+        let press = match (&before.press, &self.press) {
+            (Some(before), Some(after)) => growth_of_press(supervisor, before, after),
             _ => Vec::new(),
-        });
-        Grown { function: self.growth_of_function(before, start), presses: presses.collect() }
+        };
+        Grown { function: self.growth_of_function(before, start), press }
     }
 
     fn growth_of_function(&self, before: &Self, start: &Self) -> Vec<Growth> {
@@ -104,21 +103,21 @@ impl Census {
 
 impl Grown {
     fn is_nothing(&self) -> bool {
-        self.function.is_empty() && self.presses.iter().all(Vec::is_empty)
+        self.function.is_empty() && self.press.is_empty()
     }
 }
 
-fn growth_of_press(room: &Room, before: &Holdings, after: &Holdings) -> Vec<Growth> {
-    let mut growth = after.growth_since(before, &room.name());
-    growth.extend(growth_of_memory(room, after));
+fn growth_of_press(supervisor: &Supervisor, before: &Holdings, after: &Holdings) -> Vec<Growth> {
+    let mut growth = after.growth_since(before, PRESS);
+    growth.extend(growth_of_memory(supervisor, after));
     growth
 }
 
-fn growth_of_memory(room: &Room, after: &Holdings) -> Option<Growth> {
-    let (before, after) = (room.warm_press().resident_bytes, after.resident_bytes);
+fn growth_of_memory(supervisor: &Supervisor, after: &Holdings) -> Option<Growth> {
+    let (before, after) = (supervisor.warm_press().resident_bytes, after.resident_bytes);
     let kib = |bytes: u64| usize::try_from(bytes / 1024).unwrap_or(usize::MAX);
-    (after > before + MOST_GROWTH_OF_A_PRESS).then(|| Growth {
-        process: room.name(),
+    (after > before + MAX_PRESS_GROWTH_BYTES).then(|| Growth {
+        process: PRESS.to_owned(),
         kind: "resident KiB",
         name: "since it was warm".to_owned(),
         before: kib(before),

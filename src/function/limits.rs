@@ -28,12 +28,31 @@ pub struct Limits {
     memory_bytes: Option<u64>,
 }
 
-/// Why a document runs out of memory: what it had, and whether there was more to be had.
+/// The memory limit of one document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryLimit {
+    /// For its run and for its PDF in the function, in bytes. `None` is unlimited.
     pub bytes: Option<u64>,
     /// Whether that is all that any document can have.
     pub is_whole_budget: bool,
+}
+
+impl MemoryLimit {
+    /// The share of the memory that is for the PDF in the function, as a divisor. A run has to hold
+    /// a PDF, too, and much else beside it.
+    const RESPONSE_SHARE: u64 = 8;
+
+    /// What the run may have, in bytes.
+    #[must_use]
+    pub fn run_bytes(self) -> Option<u64> {
+        self.bytes.map(|bytes| bytes - bytes / Self::RESPONSE_SHARE)
+    }
+
+    /// What the PDF, and its timings, may have in the function, in bytes.
+    #[must_use]
+    pub fn response_bytes(self) -> Option<u64> {
+        self.bytes.map(|bytes| bytes / Self::RESPONSE_SHARE)
+    }
 }
 
 /// The time that one document gets.
@@ -59,11 +78,11 @@ impl Limits {
         self.memory_bytes.map(|bytes| usize::try_from(bytes / 4).unwrap_or(usize::MAX))
     }
 
-    /// The memory for a document that is set while as many as `presses` may be at work, and inputs
+    /// The memory for a document that is set while as many as `workers` may be at work, and inputs
     /// and PDFs have so many bytes.
     #[must_use]
-    pub fn shared_memory(&self, presses: usize, kept_bytes: usize) -> MemoryLimit {
-        let bytes = self.memory_beside(kept_bytes).map(|left| left / presses as u64);
+    pub fn shared_memory(&self, workers: usize, kept_bytes: usize) -> MemoryLimit {
+        let bytes = self.memory_beside(kept_bytes).map(|left| left / workers as u64);
         MemoryLimit { bytes, is_whole_budget: false }
     }
 
@@ -109,6 +128,14 @@ mod tests {
             left = left.saturating_sub(limits.time(true).time);
         }
         assert!(left > Duration::from_millis(100), "{left:?}");
+    }
+
+    #[test]
+    fn a_run_and_its_pdf_share_one_limit() {
+        let limit = MemoryLimit { bytes: Some(64_000_001), is_whole_budget: true };
+        assert_eq!(limit.run_bytes().unwrap() + limit.response_bytes().unwrap(), limit.bytes.unwrap());
+        let none = MemoryLimit { bytes: None, is_whole_budget: true };
+        assert_eq!((none.run_bytes(), none.response_bytes()), (None, None));
     }
 
     #[test]

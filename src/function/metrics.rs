@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::time::{Duration, SystemTime};
 
@@ -18,8 +19,7 @@ use metrique_writer_format_emf::Emf;
 use super::leaks::Census;
 use super::verdict::ErrorCode;
 use crate::census::{Groups, Holdings};
-use crate::press::frames::Cause;
-use crate::press::room::Happened;
+use crate::press::{Cause, PressStats};
 
 /// Where CloudWatch has them.
 const NAMESPACE: &str = "pressrun";
@@ -51,7 +51,7 @@ pub(super) struct OfInvocation {
     pub request_id: Option<String>,
     /// 1 for the first invocation of this process.
     pub cold_start: AsCount<u64>,
-    /// What the presses took to be warm. Only with a cold start.
+    /// What the press and its first run took to be warm. Only with a cold start.
     pub init_time: Option<Duration>,
     pub records: AsCount<u64>,
     pub runs_killed_for_time: AsCount<u64>,
@@ -70,7 +70,6 @@ pub(super) struct OfInvocation {
     /// Without connections.
     pub function_open_files: AsCount<u64>,
     pub function_connections: AsCount<u64>,
-    /// Of the press that has most, as the other three.
     pub press_memory: AsBytes<u64>,
     pub press_threads: AsCount<u64>,
     pub press_children: AsCount<u64>,
@@ -79,7 +78,7 @@ pub(super) struct OfInvocation {
     pub run_peak_memory: Option<AsBytes<u64>>,
     /// Of all runs that have ended.
     pub run_cpu_time: Option<Duration>,
-    /// The most that function, presses and runs may have had at one time, of the memory that there
+    /// The most that function, press and runs may have had at one time, of the memory that there
     /// is.
     pub memory_used: Option<AsPercent<f64>>,
 }
@@ -92,8 +91,8 @@ pub(super) struct OfDocument {
     pub request_id: Option<String>,
     #[entry(name = "messageId")]
     pub message_id: String,
-    #[entry(name = "press")]
-    pub press: Option<String>,
+    #[entry(name = "worker")]
+    pub worker: Option<String>,
     #[entry(ignore)]
     pub template: Option<String>,
     pub stored: AsCount<u64>,
@@ -104,39 +103,38 @@ pub(super) struct OfDocument {
     pub pdf_size: Option<AsBytes<u64>>,
     pub render_time: Option<Duration>,
     pub upload_time: Option<Duration>,
-    /// From the message being read until a press was free for it.
+    /// From the message being read until a worker was free for it.
     pub queue_wait: Option<Duration>,
     /// From its sending until its verdict.
     pub message_age: Option<Duration>,
 }
 
 impl OfInvocation {
-    /// What is left, and what happened to presses and runs.
-    pub fn of(after: &Census, happened: &[Happened], memory_bytes: Option<u64>) -> Self {
-        let runs = || happened.iter().flat_map(|happened| &happened.ended_runs);
+    /// What is left, and what happened to press and runs.
+    pub fn of(after: &Census, stats: &PressStats, memory_bytes: Option<u64>) -> Self {
+        let runs = || stats.ended_runs.iter();
         let ended = |cause| (runs().filter(|run| run.cause == Some(cause)).count() as u64).into();
-        let presses = || after.presses.iter().flatten();
-        let most = |of: fn(&Holdings) -> u64| presses().map(of).max().unwrap_or(0);
-        let replaced: usize = happened.iter().map(|happened| happened.replaced_presses).sum();
+        let no_press = Holdings::default();
+        let press = after.press.as_ref().unwrap_or(&no_press);
         Self {
             runs_killed_for_time: ended(Cause::TimeLimit),
             runs_killed_for_memory: ended(Cause::MemoryLimit),
             runs_crashed: ended(Cause::Document),
-            runs_lost: ended(Cause::Nobody),
-            presses_replaced: (replaced as u64).into(),
+            runs_lost: ended(Cause::External),
+            presses_replaced: (stats.replaced_presses as u64).into(),
             function_memory: after.function.resident_bytes.into(),
             function_threads: sum(&after.function.threads).into(),
             function_tasks: (after.tasks as u64).into(),
             function_children: sum(&after.function.children).into(),
             function_open_files: (sum(&after.function.open_files) - after.connections() as u64).into(),
             function_connections: (after.connections() as u64).into(),
-            press_memory: most(|press| press.resident_bytes).into(),
-            press_threads: most(|press| sum(&press.threads)).into(),
-            press_children: most(|press| sum(&press.children)).into(),
-            press_open_files: most(|press| sum(&press.open_files)).into(),
+            press_memory: press.resident_bytes.into(),
+            press_threads: sum(&press.threads).into(),
+            press_children: sum(&press.children).into(),
+            press_open_files: sum(&press.open_files).into(),
             run_peak_memory: runs().map(|run| run.peak_memory_bytes).max().map(Into::into),
-            run_cpu_time: runs().map(|run| run.cpu_time).reduce(|one, other| one + other),
-            memory_used: memory_bytes.map(|all| percent(most_memory(after, happened), all).into()),
+            run_cpu_time: runs().map(|run| run.cpu_time).reduce(Duration::saturating_add),
+            memory_used: memory_bytes.map(|all| percent(max_memory(after, stats), all).into()),
             ..Self::default()
         }
     }
@@ -146,15 +144,17 @@ fn sum(groups: &Groups) -> u64 {
     groups.values().sum::<usize>() as u64
 }
 
-/// What function, presses and runs may have had at one time: what the function has, and of each
-/// press the largest of its runs, whose peak has the memory in it that it shares with the press.
-fn most_memory(after: &Census, happened: &[Happened]) -> u64 {
-    let of_presses = after.presses.iter().zip(happened).map(|(press, happened)| {
-        let of_press = press.as_ref().map_or(0, |press| press.resident_bytes);
-        let of_runs = happened.ended_runs.iter().map(|run| run.peak_memory_bytes);
-        of_runs.chain([of_press]).max().unwrap_or(0)
-    });
-    after.function.resident_bytes + of_presses.sum::<u64>()
+/// What function, press and runs may have had at one time: what the function has, and of each worker
+/// the largest of its runs, whose peak has the memory in it that it shares with the press.
+fn max_memory(after: &Census, stats: &PressStats) -> u64 {
+    let mut of_workers: BTreeMap<usize, u64> = BTreeMap::new();
+    for run in &stats.ended_runs {
+        let peak = of_workers.entry(run.worker).or_default();
+        *peak = run.peak_memory_bytes.max(*peak);
+    }
+    let of_runs = of_workers.into_values().fold(0, u64::saturating_add);
+    let of_press = after.press.as_ref().map_or(0, |press| press.resident_bytes);
+    after.function.resident_bytes.saturating_add(of_runs.max(of_press))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a percentage needs none")]

@@ -24,21 +24,23 @@ mod termination;
 pub mod verdict;
 
 use std::cell::Cell;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use aws_lambda_events::event::sqs::SqsBatchResponse;
-use futures_util::future::{join_all, try_join_all};
+use futures_util::future::join_all;
 use serde_json::Value;
 use tracing::Instrument;
 
 use crate::aws::Clients;
-use crate::census;
+use crate::census::{self, Growth};
 use crate::config::Config;
-use crate::job::{Editions, Surroundings};
-use crate::press::room::{Happened, PressSettings, Room, StartError};
-use crate::press::sandbox::Level;
+use crate::job::Surroundings;
+use crate::press::sandbox::SandboxLevel;
+use crate::press::{PressSettings, StartError, Supervisor, Worker};
 use crate::queues::Queues;
 use crate::storage::Storage;
+use crate::typeset::TemplateVersions;
 use account::{Account, Audience};
 use batch::Workshop;
 use deadline::Deadline;
@@ -50,19 +52,20 @@ use verdict::{ErrorCode, Failure, Verdict};
 
 pub use runtime::{main, tell_census_on_request};
 
-/// The function, warm: its presses run.
+/// The function, warm: its press is ready, and has forked its runs.
 pub struct Function {
     config: Config,
     storage: Storage,
     queues: Queues,
-    rooms: Vec<Room>,
-    templates: Editions,
-    /// What is left of the memory when the function and its presses have theirs.
+    supervisor: Rc<Supervisor>,
+    workers: Vec<Worker>,
+    templates: TemplateVersions,
+    /// What is left of the memory when the function and its press have theirs.
     memory_for_runs: Option<u64>,
     metrics: Metrics,
     /// From before the first invocation.
     census_at_start: Census,
-    /// How long the presses took to be warm, until the first invocation has told it.
+    /// How long the press and its first run took to be warm, until the first invocation has told it.
     untold_init_time: Cell<Option<Duration>>,
 }
 
@@ -90,40 +93,40 @@ impl From<Deadline> for Invocation<'_> {
 }
 
 impl Function {
-    /// Starts the presses, side by side, and waits until all are warm.
+    /// Starts the press and waits until it and its first run are warm. Has to be called on the main
+    /// thread: the press ends with the thread that has started it.
     ///
     /// # Errors
-    /// When a press cannot be started or a template is broken.
+    /// When the press cannot be started or a template is broken.
     pub async fn start(config: Config, clients: impl Into<Clients>) -> Result<Self, StartError> {
         let settings = PressSettings {
             program: config.press_program.clone(),
             templates_dir: config.templates_dir.clone(),
-            most_threads: config.cores,
-            level: Level::SeccompAndLandlock,
+            cores: config.cores,
+            sandbox_level: SandboxLevel::SeccompAndLandlock,
         };
         let began = Instant::now();
-        let started = try_join_all((1..=config.workers).map(|number| Room::start(number, settings.clone()))).await?;
-        let (rooms, templates): (Vec<_>, Vec<_>) = started.into_iter().unzip();
-        let templates = templates.into_iter().next().unwrap_or_default();
+        let (supervisor, workers, templates) = Supervisor::start(settings, config.workers).await?;
         let init_time = began.elapsed();
         tracing::info!(
-            presses = rooms.len(),
+            workers = workers.len(),
             templates = ?templates.keys().collect::<Vec<_>>(),
             milliseconds = init_time.as_millis(),
             "warm"
         );
-        let memory_for_runs = memory_for_runs(config.memory_bytes, &rooms)?;
+        let memory_for_runs = memory_for_runs(&config, supervisor.press_id())?;
         let clients = clients.into();
         let storage = Storage::new(clients.s3, &config);
         let queues = Queues::new(clients.sqs, &config);
         let metrics = Metrics::NONE;
-        let census_at_start = Census::take(&rooms);
+        let census_at_start = Census::take(&supervisor);
         let untold_init_time = Cell::new(Some(init_time));
         let function = Self {
             config,
             storage,
             queues,
-            rooms,
+            supervisor,
+            workers,
             templates,
             memory_for_runs,
             metrics,
@@ -140,21 +143,29 @@ impl Function {
         Self { metrics, ..self }
     }
 
-    /// How far presses and runs are walled in.
-    pub fn level(&self) -> Level {
-        self.rooms.iter().map(Room::level).min().unwrap_or(Level::Bare)
+    /// How far press and runs are restricted.
+    #[must_use]
+    pub fn sandbox_level(&self) -> SandboxLevel {
+        self.supervisor.sandbox_level()
     }
 
     fn log_level(&self) {
-        match self.level() {
-            Level::SeccompAndLandlock => tracing::info!("documents are walled in by seccomp and Landlock"),
-            level => tracing::warn!(%level, "this kernel does not allow all walls around documents"),
+        match self.sandbox_level() {
+            SandboxLevel::SeccompAndLandlock => tracing::info!("documents are sandboxed by seccomp and Landlock"),
+            level => tracing::warn!(%level, "this kernel does not allow all of the sandbox around documents"),
         }
     }
 
-    /// The process ids of the presses that there are.
-    pub fn press_ids(&self) -> impl Iterator<Item = u32> {
-        self.rooms.iter().filter_map(Room::process_id)
+    /// The process id of the press, while there is one.
+    #[must_use]
+    pub fn press_id(&self) -> Option<u32> {
+        self.supervisor.press_id()
+    }
+
+    /// How many runs there are at the same time.
+    #[must_use]
+    pub fn workers(&self) -> usize {
+        self.workers.len()
     }
 
     /// Handles an event as Lambda's event source mapping for SQS expects it: the records that
@@ -190,8 +201,8 @@ impl Function {
     }
 
     async fn set_batch_and_tell(&mut self, records: Vec<Record>, invocation: Invocation<'_>) -> Vec<RecordVerdict> {
-        join_all(self.rooms.iter_mut().map(Room::replace_if_dead)).await;
-        let before = Census::take_before(&self.census_at_start, &self.rooms);
+        self.supervisor.ensure_running().await;
+        let before = Census::take_before(&self.census_at_start, &self.supervisor);
         let accounts: Vec<Account> = records.iter().map(Account::open).collect();
         let is_cut_short = self.set_all(&records, &accounts, invocation).await;
         let verdicts = accounts.into_iter().map(|account| account.into_verdict().expect("every record is decided"));
@@ -199,8 +210,8 @@ impl Function {
         let ending = async {
             if is_cut_short {
                 tracing::error!("the deadline came before the batch was done");
-                join_all(self.rooms.iter_mut().map(Room::end_invocation)).await;
             }
+            self.supervisor.end_invocation(&mut self.workers, invocation.deadline.time_left()).await;
         };
         tokio::join!(ending, put_off(&self.queues, &verdicts, invocation.deadline));
         self.look_for_leaks(&before, verdicts.len(), invocation).await;
@@ -226,7 +237,7 @@ impl Function {
             trace_slower_than: self.config.trace_slower_than,
             limits: Limits::new(deadline, self.config.most_render_time, self.memory_for_runs),
         };
-        let all = batch::set_all(&workshop, &mut self.rooms, records, accounts);
+        let all = batch::set_all(&workshop, &mut self.workers, records, accounts);
         let is_cut_short = deadline.cut_short(all).await.is_err();
         for (record, account) in records.iter().zip(accounts).filter(|(_, account)| !account.is_decided()) {
             account.decide(record, too_late(), audience);
@@ -235,19 +246,19 @@ impl Function {
     }
 
     /// Compares what there is with what there was before the invocation, says what is more, and
-    /// replaces presses that have grown. Tells the invocation's metrics.
+    /// replaces a press that has grown. Tells the invocation's metrics.
     async fn look_for_leaks(&mut self, before: &Census, records: usize, invocation: Invocation<'_>) {
-        let (after, grown) = Census::take_after(before, &self.census_at_start, &self.rooms).await;
-        let mut growth = grown.function;
-        for (room, of_press) in self.rooms.iter_mut().zip(grown.presses) {
-            if !of_press.is_empty() {
-                // Without the time for it, the next document has the press started.
-                let _ = invocation.deadline.cut_short(room.replace()).await;
+        let (after, grown) = Census::take_after(before, &self.census_at_start, &self.supervisor).await;
+        if !grown.press.is_empty() || self.supervisor.press_id().is_none() {
+            let deadline = invocation.deadline.less(self.config.deadline_margin);
+            if deadline.cut_short(self.supervisor.replace(&mut self.workers)).await.is_err() {
+                // The next invocation starts one.
+                self.supervisor.stop(&mut self.workers).await;
             }
-            growth.extend(of_press);
         }
-        let happened: Vec<Happened> = self.rooms.iter_mut().map(Room::take_happened).collect();
-        growth.extend(happened.iter().flat_map(|happened| happened.growth_of_runs.iter().cloned()));
+        let stats = self.supervisor.take_stats();
+        let growth: Vec<Growth> =
+            [grown.function, grown.press, stats.growth_of_runs.clone()].into_iter().flatten().collect();
         leaks::log(&growth);
         let init_time = self.untold_init_time.take();
         let of_invocation = OfInvocation {
@@ -256,14 +267,14 @@ impl Function {
             init_time,
             records: (records as u64).into(),
             census_leaks: (growth.len() as u64).into(),
-            ..OfInvocation::of(&after, &happened, self.config.memory_bytes)
+            ..OfInvocation::of(&after, &stats, self.config.memory_bytes)
         };
         self.metrics.tell_invocation(&of_invocation);
     }
 
-    /// Ends the presses and waits for them.
+    /// Ends the press and its runs, and waits for them.
     pub async fn stop(mut self) {
-        join_all(self.rooms.iter_mut().map(Room::close)).await;
+        self.supervisor.stop(&mut self.workers).await;
     }
 }
 
@@ -275,15 +286,15 @@ async fn put_off(queues: &Queues, verdicts: &[RecordVerdict], deadline: Deadline
     join_all(of_queues.iter().map(|(queue_arn, messages)| queues.postpone(queue_arn, messages, time))).await;
 }
 
-/// What a function of this memory has left for runs. Half of what function and presses have now
-/// is added to it, for the event and what is under way to S3.
-fn memory_for_runs(memory_bytes: Option<u64>, rooms: &[Room]) -> Result<Option<u64>, StartError> {
-    let Some(memory_bytes) = memory_bytes else { return Ok(None) };
-    let processes = rooms.iter().filter_map(Room::process_id).chain([std::process::id()]);
-    let resident: u64 = processes.map(census::resident_bytes).sum();
-    match memory_bytes.checked_sub(resident + resident / 2) {
-        Some(left) if left / rooms.len() as u64 >= LEAST_RUN_BYTES => Ok(Some(left)),
-        _ => Err(StartError::Memory { memory_bytes, resident_bytes: resident, presses: rooms.len() }),
+/// What a function of this memory has left for runs. Half of what function and press have now is
+/// added to it, for the event and what is under way to S3.
+fn memory_for_runs(config: &Config, press: Option<u32>) -> Result<Option<u64>, StartError> {
+    let (Some(memory_bytes), workers) = (config.memory_bytes, config.workers) else { return Ok(None) };
+    let processes = press.into_iter().chain([std::process::id()]);
+    let resident_bytes: u64 = processes.map(census::resident_bytes).sum();
+    match memory_bytes.checked_sub(resident_bytes + resident_bytes / 2) {
+        Some(left) if left / workers as u64 >= LEAST_RUN_BYTES => Ok(Some(left)),
+        _ => Err(StartError::Memory { memory_bytes, resident_bytes, workers }),
     }
 }
 

@@ -21,7 +21,7 @@ use crate::os;
 /// Is the function until Lambda ends it.
 #[must_use]
 pub fn main() -> ExitCode {
-    os::name_this_process(c"function");
+    os::set_process_name(c"function");
     let log = LogSettings::from_env();
     logging::start(log);
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::limits::{MemoryLimit, TimeLimit};
-use crate::press::frames::RunEnd;
+use crate::press::RunEnd;
 use crate::storage::StoredObject;
 use crate::typeset::diagnostics::Diagnostic;
 
@@ -154,16 +154,16 @@ impl Failure {
     #[must_use]
     pub fn too_slow(limit: TimeLimit, end: &RunEnd) -> Self {
         let milliseconds = limit.time.as_millis();
-        let cpu_milliseconds = end.cpu_time.as_millis();
+        let cpu_milliseconds = end.process.cpu_time.as_millis();
         if limit.is_whole_grant {
             let message = format!(
-                "setting the document was ended after {milliseconds} ms ({cpu_milliseconds} ms of CPU time), all that \
+                "rendering the document was ended after {milliseconds} ms ({cpu_milliseconds} ms of CPU time), all that \
                  MAX_RENDER_MS grants a document; is there an endless loop in the template?"
             );
             Self::new(ErrorCode::TimeLimit, message)
         } else {
             let message = format!(
-                "setting the document was ended after {milliseconds} ms ({cpu_milliseconds} ms of CPU time), its share \
+                "rendering the document was ended after {milliseconds} ms ({cpu_milliseconds} ms of CPU time), its share \
                  of what the invocation had left"
             );
             Self::new(ErrorCode::DeadlineReached, message)
@@ -180,13 +180,14 @@ impl Failure {
     /// The run ended before it had answered.
     #[must_use]
     pub fn run_died(code: ErrorCode, end: &RunEnd) -> Self {
-        let RunEnd { how, peak_memory_bytes, cpu_time, stderr } = end;
+        let process = &end.process;
         let mut message = format!(
-            "the process that set the document {how}, after {} ms of CPU time and with {} MB of memory at its peak",
-            cpu_time.as_millis(),
-            peak_memory_bytes / MEBIBYTE
+            "the process that rendered the document {}, after {} ms of CPU time and with {} MB of memory at its peak",
+            process.status,
+            process.cpu_time.as_millis(),
+            process.peak_memory_bytes / MEBIBYTE
         );
-        if let Some(line) = stderr.lines().find(|line| !line.trim().is_empty()) {
+        if let Some(line) = end.stderr.lines().find(|line| !line.trim().is_empty()) {
             message = format!("{message}; it said: {line}");
         }
         Self::new(code, message)

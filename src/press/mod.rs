@@ -1,14 +1,33 @@
-//! Presses and runs: the processes in which documents are set.
+//! Press and runs: the processes in which documents are rendered.
 //!
-//! [`room`] is the function's end: it starts a press, feeds it and replaces it. [`parent`] is the
-//! press, with [`child`] as its hold on a run; [`run`] is the copy of it that sets one
-//! invocation's documents. Both are this same program in other roles. [`frames`] is what travels
-//! between the three, [`sandbox`] what walls the last two in. Imports [`crate::typeset`] and
-//! the leaves [`crate::os`], [`crate::job`] and [`crate::census`] only. Must never be true: that a press has a second thread, or sets a document.
+//! # Theory of operation
+//!
+//! The function starts one **press** ([`zygote`] is what runs in it): it loads the templates, renders
+//! their samples so that caches are warm, restricts itself ([`sandbox`]), and then only forks, kills
+//! and reaps. A **run** ([`run`]) is a fork of it that renders documents of one invocation, one at a
+//! time. Press and run are this same program in other roles.
+//!
+//! [`supervisor`] is the function's hold on the press: it starts it ([`press_process`]), replaces it,
+//! and asks it for runs. Each [`worker`] is a place for one run, which the function talks to over
+//! pipes that pass through no other process ([`run_handle`]). [`protocol`] is what they say, and
+//! [`control_socket`] the socket between function and press.
+//!
+//! Imports [`crate::typeset`] and the leaves [`crate::os`] and [`crate::census`] only. Must never be
+//! true: that a press has a second thread when it forks, sees a byte of a message or renders a
+//! document; that a run which has seen one lives on after its invocation; that what a run says is
+//! taken for how a process has ended.
 
-mod child;
-pub mod frames;
-pub mod parent;
-pub mod room;
+mod control_socket;
+mod press_process;
+pub mod protocol;
 mod run;
+mod run_handle;
 pub mod sandbox;
+mod supervisor;
+mod worker;
+pub mod zygote;
+
+pub use press_process::{PRESS_ROLE, PressSettings, StartError, StartStage};
+pub use run_handle::{Cause, Request, RunEnd, RunFailure, RunResponse};
+pub use supervisor::{EndedRun, PressStats, Supervisor};
+pub use worker::Worker;

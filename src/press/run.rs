@@ -1,4 +1,4 @@
-//! A run: a copy of its press, forked for one invocation. Sets documents one at a time, each on
+//! A run: a copy of its press, forked for one invocation. Renders documents one at a time, each on
 //! a pool of its own, until its requests end.
 
 use std::any::Any;
@@ -12,34 +12,37 @@ use bytes::{Bytes, BytesMut};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
-use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use super::frames::{self, Answer, Frame, FrameReader, FrameWriter, Header, Kind, Read};
-use super::sandbox::RunFilters;
+use super::protocol::{self, DocumentHeader, Frame, FrameKind, FrameReader, FrameWriter, ReadStatus, Response};
+use super::sandbox::{self, SandboxLevel};
 use crate::os;
 use crate::typeset::redaction::Redaction;
 use crate::typeset::trace::Recording;
-use crate::typeset::{self, Document, SetError, Typesetter, pool};
+use crate::typeset::{self, Document, Pdf, SetError, Typesetter, pool};
 
-/// Exit codes, which the press tells apart from what a document does to its run.
+/// Exit codes, which the function tells apart from what a document does to its run.
 const EXIT_DONE: i32 = 0;
 const EXIT_PIPE_BROKEN: i32 = 81;
 const EXIT_PANICKED: i32 = 82;
 /// It has said of a document that Typst panicked, which is all there is to say of it.
-pub(super) const EXIT_AFTER_PANIC: i32 = 84;
+const EXIT_AFTER_PANIC: i32 = 84;
 
-/// What a trace takes at most to be written, with some to spare: it is half a million events.
-const TIME_FOR_A_TRACE: Duration = Duration::from_secs(2);
+/// What timings take at most to be written, with some to spare: they are half a million events.
+const TIMINGS_EXPORT_TIME: Duration = Duration::from_secs(2);
 
 /// Serves requests from stdin until it ends, then ends this process.
 ///
-/// The sample of the template `sample` is set first, for nothing but its effect on this
-/// process's memory: a fresh copy pays for every page that it touches first. Not if a document
-/// is waiting already.
-pub fn main(typesetter: &Typesetter, most_threads: usize, filters: &RunFilters, sample: Option<&str>) -> ! {
-    panic::set_hook(Box::new(say_where));
+/// The sample is rendered first, for nothing but its effect on this process's memory: a fresh copy
+/// pays for every page that it touches first. Not if a document is waiting already.
+pub(super) fn main(typesetter: &Typesetter, cores: usize, level: SandboxLevel, sample: Option<Document>) -> ! {
+    panic::set_hook(Box::new(panic_hook));
     // Nothing may unwind into the frames copied from the press.
-    let served = panic::catch_unwind(AssertUnwindSafe(|| serve(typesetter, most_threads, filters, sample)));
+    let served = panic::catch_unwind(AssertUnwindSafe(|| {
+        let mut run = Run::start(typesetter, cores, level)?;
+        run.warm_up(sample)?;
+        run.serve()
+    }));
     os::exit_now(match served {
         Ok(Ok(exit_code)) => exit_code,
         Ok(Err(error)) => {
@@ -52,153 +55,173 @@ pub fn main(typesetter: &Typesetter, most_threads: usize, filters: &RunFilters, 
 
 /// What a panic says on stderr, which goes to the log. Its message may quote a message's data: that
 /// is in the answer, without them.
-fn say_where(panic: &PanicHookInfo) {
+fn panic_hook(panic: &PanicHookInfo) {
     match panic.location() {
         Some(place) => eprintln!("panicked at {place}"),
         None => eprintln!("panicked"),
     }
 }
 
-/// Gives the code to exit with.
-fn serve(typesetter: &Typesetter, most_threads: usize, filters: &RunFilters, sample: Option<&str>) -> io::Result<i32> {
-    let mut requests = FrameReader::new(io::stdin());
-    let answers = io::stdout();
-    let done = EventFd::new()?;
-    os::exit_when_out_of_memory();
-    filters.wall_in_run()?;
-    if let Some(sample) = sample.and_then(|template| typesetter.sample(template)) {
-        if !is_readable(&requests.pipe)? {
-            warm_up(typesetter, sample)?;
-        }
-        frames::write(&answers, Frame::empty(Kind::Warm))?;
+struct Run<'a> {
+    typesetter: &'a Typesetter,
+    cores: usize,
+    requests: FrameReader<io::Stdin>,
+    responses: io::Stdout,
+    /// Tells the thread that listens that a document is done.
+    done: EventFd,
+}
+
+impl<'a> Run<'a> {
+    /// Restricts this process to what rendering takes.
+    fn start(typesetter: &'a Typesetter, cores: usize, level: SandboxLevel) -> io::Result<Self> {
+        let (requests, responses) = (FrameReader::new(io::stdin()), io::stdout());
+        let done = EventFd::new()?;
+        os::exit_on_out_of_memory();
+        sandbox::restrict_run(level)?;
+        Ok(Self { typesetter, cores, requests, responses, done })
     }
-    while let Some((header, data)) = next_document(&mut requests)? {
-        frames::write(&answers, Frame::empty(Kind::Begun))?;
-        let begun = Instant::now();
-        limit_memory(header.memory_limit_bytes)?;
-        let (threads, slower_than, time_limit) = (header.threads, header.trace_slower_than, header.time_limit);
-        let document = document(header, data)?;
+
+    /// Renders a sample as if for the first time, so that the memory which that takes is this
+    /// process's own before a document needs it. With the press's memo cache it would be done at
+    /// once, and touch next to nothing: a run of one invoice then takes 1.5 times as long as one in
+    /// a run that never ends, instead of 1.1 times.
+    fn warm_up(&mut self, sample: Option<Document>) -> io::Result<()> {
+        let Some(sample) = sample else { return Ok(()) };
+        let began = Instant::now();
+        if !is_readable(&self.requests.pipe)? {
+            typeset::forget_all_documents();
+            // What it looks like does not matter, not even whether it comes out.
+            let _ = pool::on_fixed_pool(1, || self.typesetter.set(sample))?;
+        }
+        protocol::write(&self.responses, Frame::json(FrameKind::Warm, &began.elapsed()))
+    }
+
+    /// Renders documents until there are no more. Gives the code to exit with.
+    fn serve(&mut self) -> io::Result<i32> {
+        while let Some((header, content)) = next_document(&mut self.requests)? {
+            protocol::write(&self.responses, Frame::empty(FrameKind::Begun))?;
+            limit_memory(header.memory_limit_bytes)?;
+            let response = self.render(&header, content)?;
+            let has_panicked = matches!(response, Response::Panicked { .. });
+            protocol::write(&self.responses, response.into_frame())?;
+            if has_panicked {
+                // It may have left a lock of Typst's poisoned. Another run costs half a millisecond.
+                return Ok(EXIT_AFTER_PANIC);
+            }
+            typeset::forget_older_documents();
+        }
+        Ok(EXIT_DONE)
+    }
+
+    /// Renders a document and sends its PDF, and its timings if they are asked for.
+    fn render(&mut self, header: &DocumentHeader, content: Bytes) -> io::Result<Response> {
+        let began = Instant::now();
+        let document = document(header, content)?;
         let data = document.data.clone();
-        let template = document.template.clone();
-        let recording = slower_than.map(|_| Recording::begin());
-        let set = panic::catch_unwind(AssertUnwindSafe(|| {
-            set_while_listening(typesetter, document, threads, most_threads, &mut requests, &done)
-        }));
-        let (pdf, answer) = match set {
-            Ok(set) => match set? {
-                Ok(pdf) => {
-                    let answer = Answer::Set { pages: pdf.pages, warnings: pdf.warnings, typesetting: begun.elapsed() };
-                    (pdf.bytes, answer)
-                }
-                Err(SetError::Data(violations)) => (Vec::new(), Answer::DataRefused { violations }),
-                Err(SetError::Typst(diagnostics)) => (Vec::new(), Answer::Refused { diagnostics }),
+        let recording = header.timings_slower_than.map(|_| Recording::begin());
+        let rendered = panic::catch_unwind(AssertUnwindSafe(|| self.render_while_listening(document, header.threads)));
+        let pdf = match rendered {
+            Ok(rendered) => match rendered? {
+                Ok(pdf) => pdf,
+                Err(SetError::Data(violations)) => return Ok(Response::InvalidData { violations }),
+                Err(SetError::Typst(diagnostics)) => return Ok(Response::TypstError { diagnostics }),
                 Err(SetError::UnknownTemplate) => {
                     return Err(io::Error::other("was asked for a template that its press does not have"));
                 }
             },
             Err(panic) => {
-                (Vec::new(), Answer::Panicked { message: Redaction::of(&data).without_values(&panic_message(&*panic)) })
+                let message = Redaction::of(&data).without_values(&panic_message(&*panic));
+                return Ok(Response::Panicked { message });
             }
         };
-        let panicked = matches!(answer, Answer::Panicked { .. });
-        for chunk in frames::chunks(Kind::Pdf, &Bytes::from(pdf)) {
-            frames::write(&answers, chunk)?;
+        let render_time = began.elapsed();
+        let Pdf { bytes, pages, warnings } = pdf;
+        for chunk in protocol::chunks(FrameKind::Pdf, &Bytes::from(bytes)) {
+            protocol::write(&self.responses, chunk)?;
         }
-        if let (Some(recording), Answer::Set { typesetting, .. }) = (recording, &answer)
-            && slower_than.is_some_and(|slower_than| *typesetting > slower_than)
-            && has_time_for_a_trace(*typesetting, time_limit)
+        if let (Some(recording), Some(slower_than)) = (recording, header.timings_slower_than)
+            && render_time > slower_than
+            && has_time_for_timings(render_time, header.time_limit)
         {
-            recording.export(typesetter, &template, FrameWriter { pipe: &answers, kind: Kind::Trace })?;
+            let writer = FrameWriter { pipe: &self.responses, kind: FrameKind::Timings };
+            recording.export(self.typesetter, &header.template, writer)?;
         }
-        frames::write(&answers, Frame::json(Kind::Verdict, &answer))?;
-        if panicked {
-            // It may have left a lock of Typst's poisoned. Another run costs half a millisecond.
-            return Ok(EXIT_AFTER_PANIC);
-        }
-        typeset::forget_older_documents();
+        Ok(Response::Rendered { pages: u32::try_from(pages).unwrap_or(u32::MAX), warnings, render_time })
     }
-    Ok(EXIT_DONE)
+
+    /// Renders a document, and meanwhile starts more threads for it as the function allows them.
+    fn render_while_listening(&mut self, document: Document, threads: usize) -> io::Result<Result<Pdf, SetError>> {
+        let Self { typesetter, cores, requests, done, .. } = self;
+        let mut listened = Ok(());
+        let rendered = pool::on_own_pool(
+            threads,
+            *cores,
+            || typesetter.set(document),
+            || {
+                done.write(1).expect("an eventfd takes a one");
+            },
+            |growing| listened = listen(requests, done, growing),
+        );
+        // Only that no thread can be started, for want of room for its stack.
+        let Ok(rendered) = rendered else { os::exit_out_of_memory(pool::STACK_BYTES) };
+        listened.map(|()| rendered)
+    }
 }
 
-/// Whether a document's trace can be written before its time is over. A document that is set must
-/// not fail for that.
-fn has_time_for_a_trace(typesetting: Duration, time_limit: Duration) -> bool {
-    time_limit.saturating_sub(typesetting) > typesetting.min(TIME_FOR_A_TRACE)
+/// Whether a document's timings can be written before its time is over. A document that is rendered
+/// must not fail for that.
+fn has_time_for_timings(render_time: Duration, time_limit: Duration) -> bool {
+    time_limit.saturating_sub(render_time) > render_time.min(TIMINGS_EXPORT_TIME)
 }
 
 /// Takes apart what has arrived for a document: its data, and behind these its files.
-fn document(header: Header, arrived: Bytes) -> io::Result<Document> {
+fn document(header: &DocumentHeader, arrived: Bytes) -> io::Result<Document> {
     let mut rest = arrived;
     let mut files = BTreeMap::new();
-    for (name, bytes) in header.files.into_iter().rev() {
+    for (name, bytes) in header.files.iter().rev() {
         let start =
-            rest.len().checked_sub(bytes).ok_or_else(|| io::Error::other("a document's files are not whole"))?;
-        files.insert(name, rest.split_off(start));
+            rest.len().checked_sub(*bytes).ok_or_else(|| io::Error::other("a document's files are not whole"))?;
+        files.insert(name.clone(), rest.split_off(start));
     }
-    let Header { template, ident, timestamp_ms, .. } = header;
-    Ok(Document { template, data: rest, files, ident, timestamp_ms, is_sample: false })
+    Ok(Document {
+        template: header.template.clone(),
+        data: rest,
+        files,
+        ident: header.ident.clone(),
+        timestamp_ms: header.timestamp_ms,
+        is_sample: false,
+    })
 }
 
-/// Limits what this process may have, all in all. What it still holds of the document before it
-/// can use again.
+/// Limits what this process may have, all in all, for good: it cannot raise that again. What it
+/// still holds of the document before counts, and can be used again.
 fn limit_memory(bytes: Option<u64>) -> io::Result<()> {
-    setrlimit(Resource::RLIMIT_DATA, bytes.unwrap_or(RLIM_INFINITY), RLIM_INFINITY)?;
-    Ok(())
-}
-
-/// Sets a sample as if for the first time, so that the memory which that takes is this process's
-/// own before a document needs it. With the press's memo cache it would be done at once, and
-/// touch next to nothing: a run of one invoice then takes 1.5 times as long as one in a run that
-/// never ends, instead of 1.1 times.
-fn warm_up(typesetter: &Typesetter, sample: Document) -> io::Result<()> {
-    typeset::forget_all_documents();
-    // What it looks like does not matter, not even whether it comes out.
-    let _ = pool::on_fixed_pool(1, || typesetter.set(sample))?;
+    if let Some(bytes) = bytes {
+        let (_, max_bytes) = getrlimit(Resource::RLIMIT_DATA)?;
+        let bytes = bytes.min(max_bytes);
+        setrlimit(Resource::RLIMIT_DATA, bytes, bytes)?;
+    }
     Ok(())
 }
 
 /// Waits for a document's request to be whole.
-fn next_document(requests: &mut FrameReader<io::Stdin>) -> io::Result<Option<(Header, Bytes)>> {
-    let mut header: Option<Header> = None;
+fn next_document(requests: &mut FrameReader<io::Stdin>) -> io::Result<Option<(DocumentHeader, Bytes)>> {
+    let mut header: Option<DocumentHeader> = None;
     let mut data = BytesMut::new();
     while let Some(frame) = requests.wait()? {
         match (frame.kind, header.take()) {
-            (Kind::Document, None) => header = Some(frame.parse()?),
-            (Kind::Data, Some(begun)) => {
+            (FrameKind::Document, None) => header = Some(frame.parse()?),
+            (FrameKind::Data, Some(begun)) => {
                 data.extend_from_slice(&frame.payload);
                 header = Some(begun);
             }
-            (Kind::Set, Some(whole)) => return Ok(Some((whole, data.freeze()))),
+            (FrameKind::Render, Some(whole)) => return Ok(Some((whole, data.freeze()))),
             // Came too late for the document it was meant for.
-            (Kind::Threads, none) => header = none,
+            (FrameKind::Threads, none) => header = none,
             (kind, _) => return Err(io::Error::other(format!("a {kind:?} frame where it makes no sense"))),
         }
     }
     Ok(None)
-}
-
-/// Sets a document, and meanwhile starts more threads for it as the function allows them.
-fn set_while_listening(
-    typesetter: &Typesetter,
-    document: Document,
-    threads: usize,
-    most_threads: usize,
-    requests: &mut FrameReader<io::Stdin>,
-    done: &EventFd,
-) -> io::Result<Result<typeset::Pdf, SetError>> {
-    let mut broken = Ok(());
-    let set = pool::on_own_pool(
-        threads,
-        most_threads,
-        || typesetter.set(document),
-        || {
-            done.write(1).expect("an eventfd takes a one");
-        },
-        |growing| broken = listen(requests, done, growing),
-    );
-    // Only that no thread can be started, for want of room for its stack.
-    let Ok(set) = set else { os::exit_out_of_memory(pool::STACK_BYTES) };
-    broken.map(|()| set)
 }
 
 /// Returns when the document is done. An error of the requests' pipe is kept until then.
@@ -206,7 +229,7 @@ fn listen(requests: &mut FrameReader<io::Stdin>, done: &EventFd, growing: &mut p
     let mut result = Ok(());
     loop {
         if result.is_ok() {
-            result = obey(requests, growing);
+            result = apply_thread_updates(requests, growing);
         }
         let mut files =
             [PollFd::new(done.as_fd(), PollFlags::POLLIN), PollFd::new(requests.pipe.as_fd(), PollFlags::POLLIN)];
@@ -219,18 +242,18 @@ fn listen(requests: &mut FrameReader<io::Stdin>, done: &EventFd, growing: &mut p
             done.read()?;
             return result;
         }
-        if files[1].any() == Some(true) && requests.read()? == Read::End {
+        if files[1].any() == Some(true) && requests.read()? == ReadStatus::Eof {
             result = Err(io::ErrorKind::UnexpectedEof.into());
         }
     }
 }
 
-/// Follows what has arrived while a document is being set: only that it may use more threads.
-fn obey(requests: &mut FrameReader<io::Stdin>, growing: &mut pool::Growing) -> io::Result<()> {
+/// Follows what has arrived while a document is being rendered: only that it may use more threads.
+fn apply_thread_updates(requests: &mut FrameReader<io::Stdin>, growing: &mut pool::Growing) -> io::Result<()> {
     while let Some(frame) = requests.buffered()? {
         match frame.kind {
-            Kind::Threads => growing.grow_to(frame.parse()?),
-            kind => return Err(io::Error::other(format!("a {kind:?} frame while a document is being set"))),
+            FrameKind::Threads => growing.grow_to(frame.parse()?),
+            kind => return Err(io::Error::other(format!("a {kind:?} frame while a document is being rendered"))),
         }
     }
     Ok(())
@@ -254,9 +277,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_document_that_is_set_never_runs_out_of_time_for_its_trace() {
+    fn a_document_that_is_rendered_never_runs_out_of_time_for_its_timings() {
         let has_time =
-            |took_ms, limit_ms| has_time_for_a_trace(Duration::from_millis(took_ms), Duration::from_millis(limit_ms));
+            |took_ms, limit_ms| has_time_for_timings(Duration::from_millis(took_ms), Duration::from_millis(limit_ms));
         assert!(has_time(27_000, 30_000) && !has_time(28_500, 30_000) && !has_time(31_000, 30_000));
         assert!(has_time(400, 1_000) && !has_time(600, 1_000), "as long again where less is granted");
     }

@@ -1,36 +1,38 @@
-//! The walls around a press and its runs. A document's template may be wrong and Typst may have a
-//! bug: neither is to reach another file, a socket or another program.
+//! The sandbox of a press and its runs. A document's template may be wrong and Typst may have a
+//! bug: neither is to reach another file, a socket, another program or another process.
 //!
-//! A press is walled in once it is warm, and its runs inherit that: with Landlock they can open no
-//! file, with seccomp no socket and no program. A run then allows itself only the system calls
-//! that setting a document takes. What both need has been read before.
+//! A press restricts itself once it is warm, and its runs inherit that: with Landlock they can open
+//! no file, with seccomp they can make only the system calls that forking, passing and reaping take.
+//! A run then allows itself only those that rendering takes. What both need has been read before.
 
 use std::fmt;
 use std::io;
+use std::os::fd::RawFd;
+use std::process;
 use std::str::FromStr;
 
 use landlock::{ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetStatus, Scope};
 use libc::c_long;
 use nix::errno::Errno;
 use nix::sys::prctl;
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, rlim_t, setrlimit};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
 };
 
-/// How far a press and its runs are walled in. A kernel may lack one of these, and Lambda's own
+/// How far a press and its runs are restricted. A kernel may lack one of these, and Lambda's own
 /// filter may kill who asks for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Level {
-    /// An empty environment, no inherited files, no core dumps, no new privileges.
+pub enum SandboxLevel {
+    /// An empty environment, no inherited files, no core dumps, no files written, no new privileges.
     Bare,
-    /// And seccomp.
+    /// The same, and an allow-list of system calls.
     Seccomp,
-    /// And Landlock.
+    /// The same, and no right to any file, port or process outside.
     SeccompAndLandlock,
 }
 
-impl Level {
+impl SandboxLevel {
     /// What to try when this one cannot be had.
     #[must_use]
     pub fn lower(self) -> Option<Self> {
@@ -42,7 +44,7 @@ impl Level {
     }
 }
 
-impl fmt::Display for Level {
+impl fmt::Display for SandboxLevel {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str(match self {
             Self::Bare => "bare",
@@ -52,7 +54,7 @@ impl fmt::Display for Level {
     }
 }
 
-impl FromStr for Level {
+impl FromStr for SandboxLevel {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -63,17 +65,19 @@ impl FromStr for Level {
     }
 }
 
-/// The system calls that a run may make once it is ready to set documents: threads, memory, its
-/// pipes, time and the ways to end. Read off runs of many templates, and of aborts.
-const CALLS_OF_A_RUN: &[c_long] = &[
+/// The most files that a press has open, its runs' pipes while it passes them on included.
+pub const MAX_FILES: RawFd = 64;
+
+/// The system calls that a run may make with any arguments once it is ready to render documents:
+/// threads, memory, its pipes, time and the ways to end. Read off runs of many templates, and of
+/// aborts. [`run_rules`] has those whose arguments count.
+const RUN_ALLOWLIST: &[c_long] = &[
     libc::SYS_read,
     libc::SYS_write,
     libc::SYS_writev,
     libc::SYS_close,
     libc::SYS_ppoll,
-    libc::SYS_mmap,
     libc::SYS_munmap,
-    libc::SYS_mprotect,
     libc::SYS_mremap,
     libc::SYS_madvise,
     libc::SYS_brk,
@@ -87,10 +91,8 @@ const CALLS_OF_A_RUN: &[c_long] = &[
     libc::SYS_sigaltstack,
     libc::SYS_set_robust_list,
     libc::SYS_rseq,
-    libc::SYS_prlimit64,
     libc::SYS_gettid,
     libc::SYS_getpid,
-    libc::SYS_tgkill,
     libc::SYS_getrandom,
     libc::SYS_sched_yield,
     libc::SYS_sched_getaffinity,
@@ -99,37 +101,53 @@ const CALLS_OF_A_RUN: &[c_long] = &[
     libc::SYS_poll,
 ];
 
-/// What a press has no use for after its warm-up, and its runs neither.
-const NOT_FOR_A_PRESS: &[c_long] = &[
-    libc::SYS_socket,
-    libc::SYS_socketpair,
-    libc::SYS_connect,
-    libc::SYS_bind,
-    libc::SYS_execve,
-    libc::SYS_execveat,
-    libc::SYS_ptrace,
-    libc::SYS_process_vm_readv,
-    libc::SYS_process_vm_writev,
-    libc::SYS_mount,
-    libc::SYS_unshare,
-    libc::SYS_setns,
-    libc::SYS_bpf,
-    libc::SYS_io_uring_setup,
+/// What a press may do beyond its runs, which inherit this and give it up: counting its threads,
+/// receiving and telling, reaping and killing, and what makes a run of its copy.
+const PRESS_ALLOWLIST: &[c_long] = &[
+    libc::SYS_lseek,
+    libc::SYS_recvmsg,
+    libc::SYS_sendmsg,
+    libc::SYS_wait4,
+    libc::SYS_kill,
+    libc::SYS_tgkill,
+    libc::SYS_getppid,
+    libc::SYS_fcntl,
+    libc::SYS_dup3,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_dup2,
+    libc::SYS_eventfd2,
+    libc::SYS_seccomp,
 ];
 
-/// Walls a press in, as far as `level` says and the kernel can.
+/// The namespaces that a press could make for a copy of itself.
+const NEW_NAMESPACES: libc::c_int = libc::CLONE_NEWNS
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUSER
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWNET
+    | libc::CLONE_NEWCGROUP;
+
+/// Restricts a press that is warm, as far as `level` says and the kernel can.
 ///
 /// # Errors
 /// When the kernel refuses what the level asks for. It may also kill this process instead.
-pub fn wall_in_press(level: Level) -> io::Result<()> {
+pub fn restrict_press(level: SandboxLevel) -> io::Result<()> {
     setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+    setrlimit(Resource::RLIMIT_FSIZE, 0, 0)?;
+    let max_files = rlim_t::try_from(MAX_FILES).map_err(io::Error::other)?;
+    setrlimit(Resource::RLIMIT_NOFILE, max_files, max_files)?;
     prctl::set_no_new_privs()?;
-    if level >= Level::SeccompAndLandlock {
+    if level >= SandboxLevel::SeccompAndLandlock {
         open_no_file()?;
     }
-    if level >= Level::Seccomp {
+    if level >= SandboxLevel::Seccomp {
+        // glibc tries these and goes on without: it starts a thread by `clone`, whose flags can
+        // be looked at, and does not ask how the kernel overcommits.
+        let absent = SeccompAction::Errno(Errno::ENOSYS as u32);
+        apply(filter(unconditional(TRIED_IN_VAIN), SeccompAction::Allow, absent)?)?;
         let denied = SeccompAction::Errno(Errno::EPERM as u32);
-        apply(&filter(unconditional(NOT_FOR_A_PRESS), SeccompAction::Allow, denied)?)?;
+        apply(filter(press_rules()?, denied, SeccompAction::Allow)?)?;
     }
     Ok(())
 }
@@ -153,38 +171,66 @@ fn open_no_file() -> io::Result<()> {
     }
 }
 
-/// The filters of a run, compiled once by its press.
-pub struct RunFilters(Vec<BpfProgram>);
-
-impl RunFilters {
-    /// # Errors
-    /// When this is an architecture that seccompiler does not know.
-    pub fn compile(level: Level) -> io::Result<Self> {
-        if level < Level::Seccomp {
-            return Ok(Self(Vec::new()));
-        }
-        // glibc tries these and goes on without: it starts a thread by `clone`, whose flags can
-        // be looked at, and does not ask how the kernel overcommits.
-        let tried = unconditional(&[libc::SYS_clone3, libc::SYS_openat]);
-        let tried = filter(tried, SeccompAction::Allow, SeccompAction::Errno(Errno::ENOSYS as u32))?;
-        let mut allowed = unconditional(CALLS_OF_A_RUN);
-        allowed.push((libc::SYS_clone3, Vec::new()));
-        allowed.push((libc::SYS_openat, Vec::new()));
-        allowed.push((libc::SYS_clone, vec![first_argument_has(libc::CLONE_THREAD as u64)?]));
-        allowed.push((libc::SYS_prctl, vec![first_argument_is(libc::PR_SET_NAME as u64)?]));
-        let allowed = filter(allowed, SeccompAction::Trap, SeccompAction::Allow)?;
-        // The kernel asks all filters and takes the strictest answer.
-        Ok(Self(vec![tried, allowed]))
+/// Restricts this process, a run, to what rendering takes. For any other system call it is killed.
+/// The press has been restricted to the same level before, which holds here too.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn restrict_run(level: SandboxLevel) -> io::Result<()> {
+    if level >= SandboxLevel::Seccomp {
+        // With this process's own id in it, so it cannot be compiled ahead: 20 us.
+        let own_id = u64::from(process::id());
+        apply(filter(run_rules(own_id)?, SeccompAction::Trap, SeccompAction::Allow)?)?;
     }
-
-    /// Allows this process, a run, no other call from now on.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn wall_in_run(&self) -> io::Result<()> {
-        self.0.iter().try_for_each(apply)
-    }
+    Ok(())
 }
+
+/// What glibc tries and goes on without. Allowed in later filters, since the kernel asks all of
+/// them and takes the strictest answer.
+const TRIED_IN_VAIN: &[c_long] = &[libc::SYS_clone3, libc::SYS_openat];
+
+fn run_rules(own_id: u64) -> io::Result<Rules> {
+    let mut rules = memory_rules()?;
+    rules.extend(unconditional(RUN_ALLOWLIST));
+    rules.extend([
+        (libc::SYS_clone, vec![rule(&[has_bits(0, libc::CLONE_THREAD)?])?]),
+        (libc::SYS_tgkill, vec![rule(&[is(0, own_id)?])?]),
+        (libc::SYS_prctl, vec![rule(&[is(0, libc::PR_SET_NAME as u64)?])?]),
+    ]);
+    Ok(rules)
+}
+
+fn press_rules() -> io::Result<Rules> {
+    let options = [libc::PR_SET_NAME, libc::PR_SET_PDEATHSIG, libc::PR_SET_NO_NEW_PRIVS, libc::PR_SET_SECCOMP];
+    let mut rules = memory_rules()?;
+    rules.extend(unconditional(RUN_ALLOWLIST));
+    rules.extend(unconditional(PRESS_ALLOWLIST));
+    rules.extend([
+        (libc::SYS_clone, vec![rule(&[has_not_bits(0, NEW_NAMESPACES)?])?]),
+        (libc::SYS_prctl, options.iter().map(|option| rule(&[is(0, *option as u64)?])).collect::<io::Result<_>>()?),
+    ]);
+    Ok(rules)
+}
+
+/// Memory for this process alone and never executable, limits of itself alone.
+fn memory_rules() -> io::Result<Rules> {
+    let mut rules = unconditional(TRIED_IN_VAIN);
+    rules.extend([
+        (
+            libc::SYS_mmap,
+            vec![rule(&[
+                has_not_bits(2, libc::PROT_EXEC)?,
+                condition(3, SeccompCmpOp::MaskedEq(MAP_TYPE), libc::MAP_PRIVATE as u64)?,
+            ])?],
+        ),
+        (libc::SYS_mprotect, vec![rule(&[has_not_bits(2, libc::PROT_EXEC)?])?]),
+        (libc::SYS_prlimit64, vec![rule(&[is(0, 0)?])?]),
+    ]);
+    Ok(rules)
+}
+
+/// The bits of the flags of `mmap(2)` that say with whom memory is shared.
+const MAP_TYPE: u64 = 0x0f;
 
 type Rules = Vec<(c_long, Vec<SeccompRule>)>;
 
@@ -192,17 +238,25 @@ fn unconditional(calls: &[c_long]) -> Rules {
     calls.iter().map(|call| (*call, Vec::new())).collect()
 }
 
-fn first_argument_has(bits: u64) -> io::Result<SeccompRule> {
-    first_argument(SeccompCmpOp::MaskedEq(bits), bits)
+fn has_bits(argument: u8, bits: libc::c_int) -> io::Result<SeccompCondition> {
+    condition(argument, SeccompCmpOp::MaskedEq(bits as u64), bits as u64)
 }
 
-fn first_argument_is(value: u64) -> io::Result<SeccompRule> {
-    first_argument(SeccompCmpOp::Eq, value)
+fn has_not_bits(argument: u8, bits: libc::c_int) -> io::Result<SeccompCondition> {
+    condition(argument, SeccompCmpOp::MaskedEq(bits as u64), 0)
 }
 
-fn first_argument(operator: SeccompCmpOp, value: u64) -> io::Result<SeccompRule> {
-    let condition = SeccompCondition::new(0, SeccompCmpArgLen::Dword, operator, value).map_err(io::Error::other)?;
-    SeccompRule::new(vec![condition]).map_err(io::Error::other)
+fn is(argument: u8, value: u64) -> io::Result<SeccompCondition> {
+    condition(argument, SeccompCmpOp::Eq, value)
+}
+
+fn condition(argument: u8, operator: SeccompCmpOp, value: u64) -> io::Result<SeccompCondition> {
+    SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value).map_err(io::Error::other)
+}
+
+/// Holds if all conditions do.
+fn rule(conditions: &[SeccompCondition]) -> io::Result<SeccompRule> {
+    SeccompRule::new(conditions.to_vec()).map_err(io::Error::other)
 }
 
 fn filter(rules: Rules, otherwise: SeccompAction, on_match: SeccompAction) -> io::Result<BpfProgram> {
@@ -212,6 +266,7 @@ fn filter(rules: Rules, otherwise: SeccompAction, on_match: SeccompAction) -> io
         .map_err(io::Error::other)
 }
 
-fn apply(program: &BpfProgram) -> io::Result<()> {
-    seccompiler::apply_filter(program).map_err(io::Error::other)
+#[expect(clippy::needless_pass_by_value, reason = "a filter is applied once")]
+fn apply(program: BpfProgram) -> io::Result<()> {
+    seccompiler::apply_filter(&program).map_err(io::Error::other)
 }

@@ -15,7 +15,8 @@ use super::world::DocumentWorld;
 const MOST_DIAGNOSTICS: usize = 10;
 const MOST_HINTS: usize = 5;
 const MOST_TEXT_BYTES: usize = 1500;
-const MOST_MESSAGE_BYTES: usize = 500;
+/// The longest message, in bytes.
+pub const MAX_MESSAGE_BYTES: usize = 500;
 
 /// Options of Typst's command line. Hints at them lead nowhere here.
 const ONLY_FOR_A_COMMAND_LINE: [&str; 2] = ["--root", "--features"];
@@ -39,7 +40,7 @@ pub struct Diagnostic {
 impl Diagnostic {
     /// An error in data, which may be a file's.
     pub(super) fn of_data(message: &str, file: Option<&str>) -> Self {
-        let message = shortened(message, MOST_MESSAGE_BYTES);
+        let message = shortened(message, MAX_MESSAGE_BYTES);
         let place = file.map(|file| format!("{file}: ")).unwrap_or_default();
         let text = format!("error: {place}{message}");
         let file = file.map(str::to_owned);
@@ -84,11 +85,11 @@ fn describe_one(world: &DocumentWorld, mut diagnostic: SourceDiagnostic, redacti
         .unzip();
     Diagnostic {
         is_error: diagnostic.severity == Severity::Error,
-        message: shortened(&diagnostic.message, MOST_MESSAGE_BYTES),
+        message: shortened(&diagnostic.message, MAX_MESSAGE_BYTES),
         file: place.map(|(id, _)| world.name(id)),
         line: line.map(|line| line + 1),
         column,
-        hints: diagnostic.hints.iter().take(MOST_HINTS).map(|hint| shortened(&hint.v, MOST_MESSAGE_BYTES)).collect(),
+        hints: diagnostic.hints.iter().take(MOST_HINTS).map(|hint| shortened(&hint.v, MAX_MESSAGE_BYTES)).collect(),
         text: shortened(&as_typst_prints_it(world, &diagnostic), MOST_TEXT_BYTES),
     }
 }
@@ -102,6 +103,31 @@ fn as_typst_prints_it(world: &DocumentWorld, diagnostic: &SourceDiagnostic) -> S
         return diagnostic.message.to_string();
     }
     String::from_utf8_lossy(&text.into_inner()).trim_end().to_owned()
+}
+
+/// Leaves out of a list what would take it beyond so many bytes of JSON, which may be six for one
+/// byte of text. The first is told in any case, if need be without all that stands around it.
+pub fn truncate(diagnostics: &mut Vec<Diagnostic>, max_json_bytes: usize) {
+    let mut json_bytes = 2;
+    let fitting = diagnostics.iter().take_while(|diagnostic| {
+        json_bytes += 1 + serde_json::to_vec(diagnostic).map_or(usize::MAX / 2, |json| json.len());
+        json_bytes <= max_json_bytes
+    });
+    let count = fitting.count();
+    diagnostics.truncate(count.max(1));
+    if count == 0
+        && let Some(first) = diagnostics.first_mut()
+    {
+        truncate_text(&mut first.message, MAX_MESSAGE_BYTES);
+        first.text = first.message.clone();
+        first.hints = Vec::new();
+        first.file = None;
+    }
+}
+
+/// Shortens a text to so many bytes, and shows that it was longer.
+pub fn truncate_text(text: &mut String, max_bytes: usize) {
+    *text = shortened(text, max_bytes);
 }
 
 fn shortened(text: &str, most_bytes: usize) -> String {

@@ -22,6 +22,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use typst::diag::{Severity, SourceDiagnostic, Warned};
 use typst::ecow::EcoVec;
 use typst::foundations::Smart;
@@ -49,6 +50,18 @@ pub struct Typesetter {
     packages: FileStore<Files>,
     templates: BTreeMap<String, Template>,
 }
+
+/// Which template exactly: what its author calls it, and what it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TemplateVersion {
+    /// The version in its manifest.
+    pub version: String,
+    /// The digest of all that its documents are made from beside their data.
+    pub digest: String,
+}
+
+/// The versions of the templates that there are, by their names.
+pub type TemplateVersions = BTreeMap<String, TemplateVersion>;
 
 /// What one message asks for.
 #[derive(Clone, Debug, Default)]
@@ -118,20 +131,18 @@ impl Typesetter {
         Ok((Self { packages: FileStore::new(packages), templates }, broken))
     }
 
-    /// The names of the templates and the versions in their manifests.
-    pub fn templates(&self) -> impl Iterator<Item = (&str, String)> {
-        self.templates.iter().map(|(name, template)| (name.as_str(), template.manifest.version.to_string()))
+    /// The names of the templates and their versions, sorted by name.
+    pub fn templates(&self) -> impl Iterator<Item = (&str, TemplateVersion)> {
+        let version = |template: &Template| TemplateVersion {
+            version: template.manifest.version.to_string(),
+            digest: template.digest.clone(),
+        };
+        self.templates.iter().map(move |(name, template)| (name.as_str(), version(template)))
     }
 
     /// The PDF standards that a template's documents conform to, as its manifest has them.
     pub fn standards(&self, template: &str) -> &[String] {
         self.templates.get(template).map_or(&[], |template| &template.manifest.standard_names)
-    }
-
-    /// The digest of all that a template's documents are made from beside their data.
-    #[must_use]
-    pub fn digest(&self, template: &str) -> &str {
-        self.templates.get(template).map_or("", |template| &template.digest)
     }
 
     /// The document that a template's `sample.json` asks for.

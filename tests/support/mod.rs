@@ -34,7 +34,7 @@ pub fn take_turns() -> MutexGuard<'static, ()> {
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A function with real presses, over the real SDK and stand-ins for S3 and SQS on loopback.
+/// A function with a real press and runs, over the real SDK and stand-ins for S3 and SQS on loopback.
 pub struct Stage {
     pub s3: EmbeddedS3,
     pub sqs: EmbeddedSqs,
@@ -88,7 +88,7 @@ impl Stage {
         Self { s3, sqs, function }
     }
 
-    pub async fn with_presses(workers: usize) -> Self {
+    pub async fn with_workers(workers: usize) -> Self {
         Self::with(config(workers)).await
     }
 
@@ -100,15 +100,15 @@ impl Stage {
         (Self { s3, sqs, function: function.telling(metrics) }, told)
     }
 
-    /// With so much memory left for runs when function and presses have theirs.
+    /// With so much memory left for runs when function and press have theirs.
     pub async fn with_memory(workers: usize, megabytes_for_runs: u64) -> Self {
         Self::with(Self::config_with_memory(workers, megabytes_for_runs).await).await
     }
 
     /// The same to start a function with.
     pub async fn config_with_memory(workers: usize, megabytes_for_runs: u64) -> Config {
-        let probe = Self::with_presses(workers).await;
-        let processes = probe.function.press_ids().chain([std::process::id()]);
+        let probe = Self::with_workers(workers).await;
+        let processes = probe.function.press_id().into_iter().chain([std::process::id()]);
         let needed: u64 = processes.map(processes::resident_bytes).sum();
         drop(probe);
         Config { memory_bytes: Some(needed * 3 / 2 + megabytes_for_runs * 1_000_000), ..config(workers) }

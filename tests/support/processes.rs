@@ -53,6 +53,11 @@ fn is_asleep(process: u32) -> bool {
     fields_of_stat(process).is_some_and(|fields| fields[0] == "S")
 }
 
+/// Whether it has ended and waits to be reaped.
+pub fn is_zombie(process: u32) -> bool {
+    fields_of_stat(process).is_some_and(|fields| fields[0] == "Z")
+}
+
 /// What proc(5) says of a process behind its name, from its state on.
 fn fields_of_stat(process: u32) -> Option<Vec<String>> {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
@@ -79,10 +84,10 @@ pub fn is_alive(process: u32) -> bool {
     fs::metadata(format!("/proc/{process}")).is_ok()
 }
 
-/// The run that waits or works under a press.
+/// The run that waits or works under a press that has one.
 pub fn run_of(press: u32) -> u32 {
     let runs = children(press);
-    assert_eq!(runs.len(), 1, "a press has exactly one run");
+    assert_eq!(runs.len(), 1, "the press has exactly one run");
     runs[0]
 }
 
@@ -95,13 +100,13 @@ pub async fn until(what: &str, condition: impl Fn() -> bool) {
     }
 }
 
-/// Waits until the run of a press has nothing to do: its own warming is over.
-pub async fn until_run_waits(press: u32) {
-    until("the run waits", || {
+/// Waits until the runs of a press have nothing to do: their own warming is over.
+pub async fn until_runs_wait(press: u32) {
+    until("the runs wait", || {
         let runs = children(press);
-        let [run] = runs[..] else { return false };
         // One that has not yet begun to get warm also has one thread, but does not sleep.
-        threads(run).len() == 1 && is_asleep(run) && stdout(run) != stdout(press)
+        let waits = |run: &u32| threads(*run).len() == 1 && is_asleep(*run) && stdout(*run) != stdout(press);
+        !runs.is_empty() && runs.iter().all(waits)
     })
     .await;
 }
@@ -111,7 +116,7 @@ fn stdout(process: u32) -> Option<std::path::PathBuf> {
     fs::read_link(format!("/proc/{process}/fd/1")).ok()
 }
 
-/// Waits until the run of a press is setting a document.
+/// Waits until a run of a press is rendering a document.
 pub async fn until_run_works(press: u32) {
     until("the run works", || children(press).iter().any(|run| threads(*run).len() > 1)).await;
 }

@@ -25,7 +25,7 @@ use super::records::Record;
 use super::shares::Shares;
 use super::verdict::{Failure, Verdict};
 use crate::job::{Job, Surroundings};
-use crate::press::room::Room;
+use crate::press::Worker;
 use crate::queues::Queues;
 use crate::storage::Storage;
 use crate::typeset::diagnostics::Diagnostic;
@@ -67,7 +67,7 @@ struct Queued<'a> {
 
 /// What comes of a document at a press.
 enum Setting<'a> {
-    Set(Box<Document<'a>>, Typeset),
+    Rendered(Box<Document<'a>>, Typeset),
     /// It is not set, or an earlier delivery of its message has stored it.
     Decided(Decision),
     /// It is to be set again, alone in a fresh run and with all the memory.
@@ -133,7 +133,7 @@ struct Batch<'a> {
     reads: Semaphore,
     uploads: Semaphore,
     memory: Memory,
-    presses: usize,
+    workers: usize,
     /// Whether it has been said that S3 does not let the function do its work.
     has_said_denied: Cell<bool>,
     set_aside: RefCell<Vec<SetAside>>,
@@ -141,7 +141,7 @@ struct Batch<'a> {
 
 /// Sets and stores every record's document. Returns when each has its verdict and every run that
 /// has seen one has ended.
-pub async fn set_all(workshop: &Workshop<'_>, rooms: &mut [Room], records: &[Record], accounts: &[Account]) {
+pub async fn set_all(workshop: &Workshop<'_>, workers: &mut [Worker], records: &[Record], accounts: &[Account]) {
     let batch = Batch {
         workshop,
         records,
@@ -150,18 +150,18 @@ pub async fn set_all(workshop: &Workshop<'_>, rooms: &mut [Room], records: &[Rec
         turns: Turns::default(),
         reads: Semaphore::new(MOST_READS),
         uploads: Semaphore::new(MOST_UPLOADS),
-        memory: Memory::new(rooms.len(), workshop.limits.memory_for_inputs(), workshop.storage.largest_inputs()),
-        presses: rooms.len(),
+        memory: Memory::new(workers.len(), workshop.limits.memory_for_inputs(), workshop.storage.largest_inputs()),
+        workers: workers.len(),
         has_said_denied: Cell::new(false),
         set_aside: RefCell::default(),
     };
     let mut chains = chains(records);
     loop {
-        batch.work_side_by_side(rooms, std::mem::take(&mut chains)).await;
-        let Some(room) = rooms.first_mut() else { return };
+        batch.work_side_by_side(workers, std::mem::take(&mut chains)).await;
+        let Some(worker) = workers.first_mut() else { return };
         loop {
             let Some(set_aside) = batch.set_aside.borrow_mut().pop() else { break };
-            chains.extend(batch.work_alone(room, set_aside).await);
+            chains.extend(batch.work_alone(worker, set_aside).await);
         }
         if chains.is_empty() {
             return;
@@ -171,13 +171,13 @@ pub async fn set_all(workshop: &Workshop<'_>, rooms: &mut [Room], records: &[Rec
 
 impl<'a> Batch<'a> {
     /// Works through chains side by side, on all presses.
-    async fn work_side_by_side(&self, rooms: &mut [Room], chains: Vec<Chain>) {
+    async fn work_side_by_side(&self, workers: &mut [Worker], chains: Vec<Chain>) {
         let (to_presses, queue) = mpsc::unbounded_channel();
         let queue = Mutex::new(queue);
         self.shares.begin(chains.len());
         let working = join_all(chains.into_iter().map(|chain| self.work_through(chain, to_presses.clone())));
         drop(to_presses);
-        let setting = join_all(rooms.iter_mut().map(|room| self.keep_busy(room, &queue)));
+        let setting = join_all(workers.iter_mut().map(|worker| self.keep_busy(worker, &queue)));
         tokio::join!(working, setting);
     }
 
@@ -204,7 +204,7 @@ impl<'a> Batch<'a> {
     /// that come after it in its chain, if they can go on.
     async fn conclude(&self, index: usize, setting: Setting<'a>, rest: Chain) -> Option<Chain> {
         let (decision, slow) = match setting {
-            Setting::Set(document, typeset) => Box::pin(self.store(*document, typeset)).await,
+            Setting::Rendered(document, typeset) => Box::pin(self.store(*document, typeset)).await,
             Setting::Decided(decision) => (decision, None),
             Setting::NeedsMoreMemory => {
                 self.set_aside.borrow_mut().push(SetAside { index, rest });
@@ -272,7 +272,7 @@ impl<'a> Batch<'a> {
 
     /// Sets a document again, when no other is being set and no PDF waits to be stored, in a run
     /// of its own. What had to wait for it can then go on.
-    async fn work_alone(&self, room: &mut Room, set_aside: SetAside) -> Option<Chain> {
+    async fn work_alone(&self, worker: &mut Worker, set_aside: SetAside) -> Option<Chain> {
         let SetAside { index, rest } = set_aside;
         let space = self.memory.space_for_the_only_pdf().await;
         self.shares.begin(1);
@@ -281,13 +281,13 @@ impl<'a> Batch<'a> {
             match self.prepare(index).await {
                 // It is not to fail for the memory that its trace takes.
                 Ok(document) => {
-                    self.set(room, Document { trace_slower_than: None, ..document }, Beside::Nobody, space).await
+                    self.render(worker, Document { trace_slower_than: None, ..document }, Beside::Nobody, space).await
                 }
                 Err(decision) => Setting::Decided(decision),
             }
         };
         let setting = Box::pin(setting).instrument(span.clone()).await;
-        room.end_invocation().await;
+        worker.end_invocation().await;
         self.conclude(index, setting, rest).instrument(span.clone()).await
     }
 

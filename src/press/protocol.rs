@@ -1,10 +1,14 @@
-//! What travels over the pipes between function, press and run: frames of at most 64 KiB, each a
-//! length, a kind and a payload.
+//! What function, press and runs say to each other, on two channels that never mix.
 //!
-//! A document goes down as [`Kind::Document`], any number of [`Kind::Data`], [`Kind::Set`]; its
-//! answer comes up as any number of [`Kind::Pdf`], then of [`Kind::Trace`], and one
-//! [`Kind::Verdict`], the last frame of the answer whatever happened. Between these nothing else
-//! comes up.
+//! The **control socket** joins function and press. Each packet is one [`PressCommand`] or one
+//! [`PressEvent`], as JSON of at most 64 KiB; with a fork go the far ends of the run's three pipes.
+//! Nothing of a message ever travels here.
+//!
+//! A run's **pipes** join function and run alone, in frames of at most 64 KiB, each a length, a
+//! kind and a payload. A document goes down as [`FrameKind::Document`], any number of
+//! [`FrameKind::Data`], [`FrameKind::Render`]; its response comes up as [`FrameKind::Begun`], any
+//! number of [`FrameKind::Pdf`], then of [`FrameKind::Timings`], and one [`FrameKind::Response`],
+//! the last frame whatever happened. Between these nothing else comes up.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -17,54 +21,112 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio_util::codec::{Decoder, Encoder, LengthDelimitedCodec};
 
-use crate::job::Editions;
-use crate::typeset::diagnostics::Diagnostic;
+use crate::os::ProcessEnd;
+use crate::typeset::TemplateVersion;
+use crate::typeset::diagnostics::{self, Diagnostic};
 
+/// The largest packet on the control socket.
+pub const MAX_PACKET_BYTES: usize = 64 * 1024;
 /// The largest frame after its length. Also what a pipe holds, so that a frame fits whole.
-pub const MOST_FRAME_BYTES: usize = 64 * 1024;
+pub const MAX_FRAME_BYTES: usize = 64 * 1024;
 /// How much of a document's data or of a PDF one frame carries, beside its kind.
-pub const CHUNK_BYTES: usize = MOST_FRAME_BYTES - 1;
+pub const CHUNK_BYTES: usize = MAX_FRAME_BYTES - 1;
 
+/// More of what is wrong with templates is not told. In JSON a byte takes six at most.
+const MAX_REASON_BYTES: usize = MAX_PACKET_BYTES / 8;
+/// The most bytes that the texts of a response may take as JSON, all together: it has to fit into
+/// one frame, whatever is in them.
+const MAX_RESPONSE_TEXT_BYTES: usize = MAX_FRAME_BYTES - 4096;
+
+/// What the function asks of the press.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PressCommand {
+    /// Fork a run. With the packet come the run's ends of its pipes: request, response, stderr.
+    Fork {
+        /// Its number, which is never used again.
+        run: u64,
+        /// The template whose sample it warms itself with, by its index.
+        sample: Option<usize>,
+    },
+    /// Kill a run, if it is there still.
+    Kill { run: u64 },
+}
+
+/// What the press tells the function.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PressEvent {
+    /// The sample of this template is being rendered.
+    SampleBegun {
+        template: String,
+    },
+    SampleEnded {
+        template: String,
+    },
+    /// The press is warm: one packet a template, in the order of their indices.
+    Ready {
+        index: usize,
+        count: usize,
+        name: String,
+        version: TemplateVersion,
+    },
+    /// The templates are not what they should be. The press ends.
+    Broken {
+        reason: String,
+    },
+    Forked {
+        run: u64,
+        pid: i32,
+    },
+    NotForked {
+        run: u64,
+        errno: i32,
+    },
+    /// The run has ended and been reaped.
+    Ended {
+        run: u64,
+        end: ProcessEnd,
+    },
+}
+
+impl PressEvent {
+    /// Says what is wrong with templates, as much of it as fits.
+    #[must_use]
+    pub fn broken(mut reason: String) -> Self {
+        reason.truncate(reason.floor_char_boundary(MAX_REASON_BYTES));
+        Self::Broken { reason }
+    }
+}
+
+/// The kind of a frame on a run's pipes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Kind {
-    /// Down: a document begins, as a [`Header`].
+pub enum FrameKind {
+    /// Down: a document begins, as a [`DocumentHeader`].
     Document = b'D',
     /// Down: a part of its data, or after these of its files, one after the other.
     Data = b'd',
-    /// Down: its data are whole; it is to be set.
-    Set = b'S',
-    /// Down, while a document is being set: it may use this many threads from now on, as JSON.
+    /// Down: its data are whole; it is to be rendered.
+    Render = b'S',
+    /// Down, while a document is being rendered: it may use this many threads from now on, as JSON.
     Threads = b'T',
-    /// Down: this invocation has no more documents for the press. Ends a document under way.
-    EndInvocation = b'E',
-    /// Up, before that: the press sets the sample of this template, a name as JSON.
-    Warming = b'w',
-    /// Up, once: the press is warm, or why it is not, as a [`Readiness`].
-    Ready = b'R',
-    /// Up, from run to press only: it has warmed itself and waits.
+    /// Up, once, before any document: the run has warmed itself, and how long that took, as JSON.
     Warm = b'W',
-    /// Up, from run to press only: the request is whole, the document's time begins.
+    /// Up: the request is whole, the document's time begins.
     Begun = b'B',
     /// Up: a part of the PDF.
     Pdf = b'P',
-    /// Up, after the PDF: a part of its trace, gzipped, if there is one.
-    Trace = b't',
-    /// Up: the end of an answer, as an [`Answer`].
-    Verdict = b'V',
-    /// Up: the run has ended and been waited for, another one waits, as a [`RunEnd`].
-    InvocationEnded = b'I',
+    /// Up, after the PDF: a part of its timings, gzipped, if there are any.
+    Timings = b't',
+    /// Up: the end of a response, as a [`Response`].
+    Response = b'V',
 }
 
-impl TryFrom<u8> for Kind {
+impl TryFrom<u8> for FrameKind {
     type Error = io::Error;
 
     fn try_from(byte: u8) -> io::Result<Self> {
-        use Kind::{
-            Begun, Data, Document, EndInvocation, InvocationEnded, Pdf, Ready, Set, Threads, Trace, Verdict, Warm,
-            Warming,
-        };
-        [Document, Data, Set, Threads, EndInvocation, Warming, Ready, Warm, Begun, Pdf, Trace, Verdict, InvocationEnded]
+        use FrameKind::{Begun, Data, Document, Pdf, Render, Response, Threads, Timings, Warm};
+        [Document, Data, Render, Threads, Warm, Begun, Pdf, Timings, Response]
             .into_iter()
             .find(|kind| *kind as u8 == byte)
             .ok_or_else(|| invalid(format!("a frame of the unknown kind {byte:#04x}")))
@@ -73,18 +135,18 @@ impl TryFrom<u8> for Kind {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
-    pub kind: Kind,
+    pub kind: FrameKind,
     pub payload: Bytes,
 }
 
 impl Frame {
     #[must_use]
-    pub fn new(kind: Kind, payload: impl Into<Bytes>) -> Self {
+    pub fn new(kind: FrameKind, payload: impl Into<Bytes>) -> Self {
         Self { kind, payload: payload.into() }
     }
 
     #[must_use]
-    pub fn empty(kind: Kind) -> Self {
+    pub fn empty(kind: FrameKind) -> Self {
         Self::new(kind, Bytes::new())
     }
 
@@ -93,7 +155,7 @@ impl Frame {
     /// # Panics
     /// When the value has no JSON form, which none of this module's types lacks.
     #[must_use]
-    pub fn json(kind: Kind, value: &impl Serialize) -> Self {
+    pub fn json(kind: FrameKind, value: &impl Serialize) -> Self {
         Self::new(kind, serde_json::to_vec(value).expect("the types that travel have a JSON form"))
     }
 
@@ -108,7 +170,7 @@ impl Frame {
 }
 
 /// Splits bytes into frames of one kind.
-pub fn chunks(kind: Kind, bytes: &Bytes) -> impl Iterator<Item = Frame> {
+pub fn chunks(kind: FrameKind, bytes: &Bytes) -> impl Iterator<Item = Frame> {
     (0..bytes.len()).step_by(CHUNK_BYTES).map(move |start| {
         let end = bytes.len().min(start + CHUNK_BYTES);
         Frame::new(kind, bytes.slice(start..end))
@@ -117,7 +179,7 @@ pub fn chunks(kind: Kind, bytes: &Bytes) -> impl Iterator<Item = Frame> {
 
 /// What a run has to know of a document beside its data.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Header {
+pub struct DocumentHeader {
     pub template: String,
     pub ident: String,
     pub timestamp_ms: Option<i64>,
@@ -125,61 +187,40 @@ pub struct Header {
     pub files: Vec<(String, usize)>,
     /// How many threads it may use to begin with.
     pub threads: usize,
-    /// How long it may be set. The press keeps this time, from when its run begins.
+    /// How long it may be rendered. The function keeps this time, from [`FrameKind::Begun`] on.
     pub time_limit: Duration,
-    /// How much memory its run may have, as `RLIMIT_DATA` counts it.
+    /// How much memory its run may have, as `RLIMIT_DATA` counts it. A run never gets more than it
+    /// has had for a document before.
     pub memory_limit_bytes: Option<u64>,
-    /// If it takes longer to set, its trace is asked for.
-    pub trace_slower_than: Option<Duration>,
-    /// Whether the run there is has said that it ends, and is to be waited for: this one is for
-    /// another.
-    pub wants_another_run: bool,
+    /// If it takes longer to render, its timings are asked for.
+    pub timings_slower_than: Option<Duration>,
 }
 
-/// What a press says when it has started.
-#[derive(Debug, Serialize, Deserialize)]
-pub enum Readiness {
-    Warm { templates: Editions },
-    Broken { reason: String },
-}
-
-/// The end of every answer.
-#[derive(Debug, Serialize, Deserialize)]
-pub enum Answer {
+/// What a run says of a document, and of nothing else: how a run ends, the press tells.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Response {
     /// The PDF came before this, whole.
-    Set { pages: usize, warnings: Vec<Diagnostic>, typesetting: Duration },
+    Rendered { pages: u32, warnings: Vec<Diagnostic>, render_time: Duration },
     /// The data are not what the template's schema says.
-    DataRefused { violations: Vec<Diagnostic> },
+    InvalidData { violations: Vec<Diagnostic> },
     /// Typst found an error.
-    Refused { diagnostics: Vec<Diagnostic> },
-    /// Typst panicked.
+    TypstError { diagnostics: Vec<Diagnostic> },
+    /// Typst panicked. The run ends after it.
     Panicked { message: String },
-    /// The run ended before it had answered. What came of the PDF is worthless.
-    RunDied { end: RunEnd, cause: Cause },
 }
 
-/// Why a run ended before it had answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Cause {
-    /// The document had begun, and the way its run ended is one that a document can cause.
-    Document,
-    /// The document had its time, and the press killed the run.
-    TimeLimit,
-    /// The run was refused memory.
-    MemoryLimit,
-    /// Killed from outside, or before the document had begun: it deserves another try.
-    Nobody,
-}
-
-/// How a run ended, and what it had used by then.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct RunEnd {
-    /// As in "was killed by SIGSEGV".
-    pub how: String,
-    pub peak_memory_bytes: u64,
-    pub cpu_time: Duration,
-    /// What it had written to stderr, shortened.
-    pub stderr: String,
+impl Response {
+    /// As a frame, with as much of its texts as fits.
+    #[must_use]
+    pub fn into_frame(mut self) -> Frame {
+        match &mut self {
+            Self::Rendered { warnings: list, .. }
+            | Self::InvalidData { violations: list }
+            | Self::TypstError { diagnostics: list } => diagnostics::truncate(list, MAX_RESPONSE_TEXT_BYTES),
+            Self::Panicked { message } => diagnostics::truncate_text(message, diagnostics::MAX_MESSAGE_BYTES),
+        }
+        Frame::json(FrameKind::Response, &self)
+    }
 }
 
 /// Frames to bytes and back.
@@ -187,7 +228,7 @@ pub struct FrameCodec(LengthDelimitedCodec);
 
 impl Default for FrameCodec {
     fn default() -> Self {
-        Self(LengthDelimitedCodec::builder().max_frame_length(MOST_FRAME_BYTES).new_codec())
+        Self(LengthDelimitedCodec::builder().max_frame_length(MAX_FRAME_BYTES).new_codec())
     }
 }
 
@@ -200,7 +241,7 @@ impl Decoder for FrameCodec {
         if frame.is_empty() {
             return Err(invalid("a frame without a kind"));
         }
-        let kind = Kind::try_from(frame.split_to(1)[0])?;
+        let kind = FrameKind::try_from(frame.split_to(1)[0])?;
         Ok(Some(Frame { kind, payload: frame.freeze() }))
     }
 }
@@ -210,8 +251,8 @@ impl Encoder<Frame> for FrameCodec {
 
     fn encode(&mut self, frame: Frame, bytes: &mut BytesMut) -> io::Result<()> {
         let length = 1 + frame.payload.len();
-        if length > MOST_FRAME_BYTES {
-            return Err(invalid(format!("a {:?} frame of {length} bytes, more than {MOST_FRAME_BYTES}", frame.kind)));
+        if length > MAX_FRAME_BYTES {
+            return Err(invalid(format!("a {:?} frame of {length} bytes, more than {MAX_FRAME_BYTES}", frame.kind)));
         }
         bytes.reserve(4 + length);
         bytes.put_u32(u32::try_from(length).expect("a frame is small"));
@@ -221,7 +262,7 @@ impl Encoder<Frame> for FrameCodec {
     }
 }
 
-/// Reads frames from a pipe without tokio, for presses and runs.
+/// Reads frames from a pipe without tokio, for runs.
 pub struct FrameReader<F> {
     pub pipe: F,
     codec: FrameCodec,
@@ -230,12 +271,12 @@ pub struct FrameReader<F> {
 
 /// What one read from a pipe gave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Read {
-    Some,
+pub enum ReadStatus {
+    Data,
     /// Only from a pipe that does not block.
-    NothingYet,
+    WouldBlock,
     /// The other end is closed.
-    End,
+    Eof,
 }
 
 impl<F: AsFd> FrameReader<F> {
@@ -255,15 +296,15 @@ impl<F: AsFd> FrameReader<F> {
     ///
     /// # Errors
     /// When the pipe is broken.
-    pub fn read(&mut self) -> io::Result<Read> {
+    pub fn read(&mut self) -> io::Result<ReadStatus> {
         let mut chunk = [0; 16 * 1024];
         match unistd::read(&self.pipe, &mut chunk) {
-            Ok(0) => Ok(Read::End),
+            Ok(0) => Ok(ReadStatus::Eof),
             Ok(length) => {
                 self.buffer.extend_from_slice(&chunk[..length]);
-                Ok(Read::Some)
+                Ok(ReadStatus::Data)
             }
-            Err(Errno::EAGAIN | Errno::EINTR) => Ok(Read::NothingYet),
+            Err(Errno::EAGAIN | Errno::EINTR) => Ok(ReadStatus::WouldBlock),
             Err(error) => Err(error.into()),
         }
     }
@@ -277,7 +318,7 @@ impl<F: AsFd> FrameReader<F> {
             if let Some(frame) = self.buffered()? {
                 return Ok(Some(frame));
             }
-            if self.read()? == Read::End {
+            if self.read()? == ReadStatus::Eof {
                 let is_whole = self.buffer.is_empty();
                 return if is_whole { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
             }
@@ -285,11 +326,31 @@ impl<F: AsFd> FrameReader<F> {
     }
 }
 
+/// A packet for the control socket.
+///
+/// # Errors
+/// When it is too long, which only the name of a template could make it.
+pub fn encode_packet(packet: &impl Serialize) -> io::Result<Vec<u8>> {
+    let bytes = serde_json::to_vec(packet).map_err(io::Error::from)?;
+    if bytes.len() > MAX_PACKET_BYTES {
+        return Err(invalid(format!("a packet of {} bytes, more than {MAX_PACKET_BYTES}", bytes.len())));
+    }
+    Ok(bytes)
+}
+
+/// Reads a packet from the control socket.
+///
+/// # Errors
+/// When it is none of this type.
+pub fn decode_packet<T: DeserializeOwned>(packet: &[u8]) -> io::Result<T> {
+    serde_json::from_slice(packet).map_err(|error| invalid(format!("a packet that cannot be read: {error}")))
+}
+
 /// A frame as bytes.
 ///
 /// # Errors
 /// When it is too long.
-pub fn encoded(frame: Frame) -> io::Result<BytesMut> {
+pub fn encode(frame: Frame) -> io::Result<BytesMut> {
     let mut bytes = BytesMut::new();
     FrameCodec::default().encode(frame, &mut bytes)?;
     Ok(bytes)
@@ -300,7 +361,7 @@ pub fn encoded(frame: Frame) -> io::Result<BytesMut> {
 /// # Errors
 /// When a frame is too long or the other end is closed.
 pub fn write(pipe: &impl AsFd, frame: Frame) -> io::Result<()> {
-    let bytes = encoded(frame)?;
+    let bytes = encode(frame)?;
     let mut rest = &bytes[..];
     while !rest.is_empty() {
         match unistd::write(pipe, rest) {
@@ -315,7 +376,7 @@ pub fn write(pipe: &impl AsFd, frame: Frame) -> io::Result<()> {
 /// A pipe as a writer: what is written to it travels in frames of one kind.
 pub struct FrameWriter<'a, F> {
     pub pipe: &'a F,
-    pub kind: Kind,
+    pub kind: FrameKind,
 }
 
 impl<F: AsFd> io::Write for FrameWriter<'_, F> {
@@ -343,13 +404,13 @@ mod tests {
         for length in [0, 1, CHUNK_BYTES, CHUNK_BYTES + 1, 8 * 1024 * 1024] {
             let pdf = (0..length).map(|index: usize| index.to_le_bytes()[0]).collect::<Bytes>();
             let mut bytes = BytesMut::new();
-            for frame in chunks(Kind::Pdf, &pdf) {
+            for frame in chunks(FrameKind::Pdf, &pdf) {
                 FrameCodec::default().encode(frame, &mut bytes).unwrap();
             }
             let mut codec = FrameCodec::default();
             let mut arrived = BytesMut::new();
             while let Some(frame) = codec.decode(&mut bytes).unwrap() {
-                assert_eq!(frame.kind, Kind::Pdf);
+                assert_eq!(frame.kind, FrameKind::Pdf);
                 arrived.extend_from_slice(&frame.payload);
             }
             assert_eq!(arrived, pdf);
@@ -365,7 +426,7 @@ mod tests {
 
     #[test]
     fn half_a_frame_is_no_frame_yet() {
-        let mut bytes = encoded(Frame::json(Kind::Threads, &2)).unwrap();
+        let mut bytes = encode(Frame::json(FrameKind::Threads, &2)).unwrap();
         bytes.truncate(bytes.len() - 1);
         assert_eq!(FrameCodec::default().decode(&mut bytes).unwrap(), None);
     }

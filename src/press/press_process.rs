@@ -1,0 +1,368 @@
+//! One press from its start to its end, as the function sees it.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, killpg};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, ChildStderr};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tracing::Instrument;
+
+use super::control_socket::{self, FunctionEnd};
+use super::protocol::{PressCommand, PressEvent};
+use super::run_handle::RunState;
+use super::sandbox::SandboxLevel;
+use crate::typeset::TemplateVersions;
+
+/// The first argument of this program in the role of a press.
+pub const PRESS_ROLE: &str = "press";
+
+/// How long a press may take to load and to render its samples. Lambda waits 10 s at init; where
+/// nobody else does, a sample that never ends is to be an error.
+const INIT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a press may take to end its runs and itself when it is told to. Lambda gives a function
+/// 500 ms from SIGTERM on, and the kernel needs 36 ms to take back 400 MB from a run.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// How long the last lines of a press that has ended may take to be read.
+const STDERR_DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
+
+const MEBIBYTE: u64 = 1024 * 1024;
+
+/// How to start a press.
+#[derive(Clone, Debug)]
+pub struct PressSettings {
+    /// A program whose `main` hands over to [`crate::run_press_if_requested`], as pressrun itself.
+    pub program: PathBuf,
+    pub templates_dir: PathBuf,
+    /// The most threads that a document may have.
+    pub cores: usize,
+    /// How far to restrict press and runs, at most.
+    pub sandbox_level: SandboxLevel,
+}
+
+/// Why a press did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("cannot start a press: {}: {error}", program.display())]
+    Spawn {
+        program: PathBuf,
+        #[source]
+        error: io::Error,
+    },
+    #[error("{0}")]
+    Broken(String),
+    #[error(
+        "{} MB of memory are too little: function and press have {} MB already, and each of {workers} runs needs \
+         64 MB for a document; give the function more memory (MEMORY_MB outside Lambda) or fewer WORKERS",
+        memory_bytes / MEBIBYTE, resident_bytes / MEBIBYTE
+    )]
+    Memory { memory_bytes: u64, resident_bytes: u64, workers: usize },
+    #[error("a press ended {stage}: {how}")]
+    Ended { stage: StartStage, how: String },
+    #[error(
+        "a press was not warm after {} s: it was rendering sample.json of {}; does that never end?",
+        INIT_TIMEOUT.as_secs(), named(templates)
+    )]
+    Slow { templates: Vec<String> },
+    #[error("presses have failed to start before in this invocation: {0}")]
+    GivenUp(String),
+}
+
+impl StartError {
+    /// Adds how the press ended, if it is not clear without.
+    pub(super) fn with_status(self, status: Option<ExitStatus>) -> Self {
+        match (self, status) {
+            (Self::Ended { stage, how }, Some(status)) => Self::Ended { stage, how: format!("{how} ({status})") },
+            (error, _) => error,
+        }
+    }
+}
+
+fn named(templates: &[String]) -> String {
+    let quoted: Vec<String> = templates.iter().map(|name| format!("the template {name:?}")).collect();
+    if quoted.is_empty() { "no template".to_owned() } else { quoted.join(" and ") }
+}
+
+/// How far a press had come when it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartStage {
+    Loading,
+    Sandbox,
+    FirstRun,
+}
+
+impl fmt::Display for StartStage {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Self::Loading => "while it was loading templates and rendering samples",
+            Self::Sandbox => "while it was restricting itself",
+            Self::FirstRun => "or its first run, before that had rendered a sample",
+        })
+    }
+}
+
+/// What the press is asked for.
+pub(super) enum Command {
+    Fork { run: u64, sample: Option<usize>, pipes: [OwnedFd; 3], state: watch::Sender<RunState> },
+    Kill { run: u64 },
+}
+
+/// A press that has been started. Dropping it ends it and its runs.
+pub(super) struct PressProcess {
+    process: Child,
+    /// Its process group, and that of its runs.
+    group: Pid,
+    /// Until the press is warm.
+    starting: Option<(FunctionEnd, mpsc::UnboundedReceiver<Command>)>,
+    commands: mpsc::UnboundedSender<Command>,
+    /// Once the press is warm: what it is asked for and what it tells.
+    control: Option<JoinHandle<()>>,
+    log: JoinHandle<()>,
+}
+
+impl PressProcess {
+    /// Starts a press, which begins to get warm. It and its runs die with the thread that this is
+    /// called on, which has to be the function's main thread.
+    pub fn spawn(settings: &PressSettings) -> Result<Self, StartError> {
+        Self::try_spawn(settings).map_err(|error| StartError::Spawn { program: settings.program.clone(), error })
+    }
+
+    fn try_spawn(settings: &PressSettings) -> io::Result<Self> {
+        let (function_end, press_end) = control_socket::pair()?;
+        let mut process = tokio::process::Command::new(&settings.program)
+            .arg(PRESS_ROLE)
+            .arg(&settings.templates_dir)
+            .arg(settings.cores.to_string())
+            .arg(settings.sandbox_level.to_string())
+            .arg(std::process::id().to_string())
+            .env_clear()
+            .stdin(Stdio::from(press_end))
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()?;
+        let stderr = process.stderr.take().ok_or_else(|| io::Error::other("stderr is not piped"))?;
+        let pid = process.id().ok_or_else(|| io::Error::other("it has ended already"))?;
+        let (commands, receiver) = mpsc::unbounded_channel();
+        Ok(Self {
+            group: Pid::from_raw(i32::try_from(pid).map_err(io::Error::other)?),
+            process,
+            starting: Some((FunctionEnd::new(function_end)?, receiver)),
+            commands,
+            control: None,
+            log: tokio::spawn(log_stderr(stderr).instrument(tracing::error_span!(parent: None, "press"))),
+        })
+    }
+
+    /// Waits until the press is warm.
+    pub async fn ready(&mut self) -> Result<TemplateVersions, StartError> {
+        let (socket, commands) = self.starting.take().ok_or_else(|| ended(StartStage::Loading, "it was given up"))?;
+        let mut progress = Progress::default();
+        let Ok(templates) = timeout(INIT_TIMEOUT, progress.follow(&socket)).await else {
+            return Err(StartError::Slow { templates: progress.rendering });
+        };
+        let templates = templates?;
+        self.control = Some(tokio::spawn(control(socket, commands)));
+        Ok(templates)
+    }
+
+    pub fn pid(&self) -> Option<u32> {
+        self.process.id()
+    }
+
+    pub fn commands(&self) -> mpsc::UnboundedSender<Command> {
+        self.commands.clone()
+    }
+
+    /// Whether it is warm, and as far as anyone has noticed still there.
+    pub fn is_running(&mut self) -> bool {
+        self.control.as_ref().is_some_and(|control| !control.is_finished())
+            && matches!(self.process.try_wait(), Ok(None))
+    }
+
+    /// Tells the press to end, which kills and reaps its runs first; kills them all if it does not.
+    /// How it ended, if that can be told.
+    pub async fn stop(mut self) -> Option<ExitStatus> {
+        self.close_socket().await;
+        let _ = timeout(SHUTDOWN_TIMEOUT, self.process.wait()).await;
+        self.kill().await
+    }
+
+    /// Ends the press and its runs at once and waits for all of them: when a press is killed, its
+    /// runs are this process's children.
+    pub async fn kill(mut self) -> Option<ExitStatus> {
+        self.close_socket().await;
+        self.kill_group();
+        let status = self.process.wait().await;
+        self.reap_orphans().await;
+        // Ends with the press and its runs, if they were the only ones to hold the other end.
+        if timeout(STDERR_DRAIN_TIMEOUT, &mut self.log).await.is_err() {
+            self.log.abort();
+        }
+        status.inspect_err(|error| tracing::error!(%error, "a press cannot be waited for")).ok()
+    }
+
+    /// Kills the press and its runs, if any of them has not been reaped: that keeps the number theirs.
+    fn kill_group(&self) {
+        if self.process.id().is_some() || self.has_orphans() {
+            let _ = killpg(self.group, Signal::SIGKILL);
+        }
+    }
+
+    async fn close_socket(&mut self) {
+        self.starting = None;
+        if let Some(control) = self.control.take() {
+            control.abort();
+            let _ = control.await;
+        }
+    }
+
+    async fn reap_orphans(&self) {
+        let Ok(mut child_signals) = signal(SignalKind::child()) else { return };
+        while self.has_orphans() {
+            child_signals.recv().await;
+        }
+    }
+
+    /// Reaps those of its runs that have ended. Whether there are others.
+    fn has_orphans(&self) -> bool {
+        loop {
+            match waitpid(Pid::from_raw(-self.group.as_raw()), Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::StillAlive) => return true,
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(_) => return false,
+            }
+        }
+    }
+}
+
+/// However a function ends with a press, it leaves neither the press nor a run.
+impl Drop for PressProcess {
+    fn drop(&mut self) {
+        self.kill_group();
+        // Killed processes end within milliseconds, but not at once.
+        for _ in 0..1000 {
+            if !matches!(self.process.try_wait(), Ok(None)) && !self.has_orphans() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+/// How far a press has come that is getting warm.
+#[derive(Default)]
+struct Progress {
+    has_begun: bool,
+    /// The templates whose samples are being rendered.
+    rendering: Vec<String>,
+}
+
+impl Progress {
+    async fn follow(&mut self, socket: &FunctionEnd) -> Result<TemplateVersions, StartError> {
+        let mut templates = TemplateVersions::new();
+        loop {
+            match socket.receive().await {
+                Ok(Some(PressEvent::SampleBegun { template })) => {
+                    self.has_begun = true;
+                    self.rendering.push(template);
+                }
+                Ok(Some(PressEvent::SampleEnded { template })) => self.rendering.retain(|name| *name != template),
+                Ok(Some(PressEvent::Ready { count, name, version, .. })) => {
+                    templates.insert(name, version);
+                    if templates.len() == count {
+                        return Ok(templates);
+                    }
+                }
+                Ok(Some(PressEvent::Broken { reason })) => return Err(StartError::Broken(reason)),
+                Ok(Some(event)) => {
+                    return Err(ended(self.stage(), &format!("it said {event:?}, which makes no sense")));
+                }
+                Ok(None) => return Err(ended(self.stage(), "it closed its end of the control socket")),
+                Err(error) => return Err(ended(self.stage(), &error.to_string())),
+            }
+        }
+    }
+
+    fn stage(&self) -> StartStage {
+        if self.has_begun && self.rendering.is_empty() { StartStage::Sandbox } else { StartStage::Loading }
+    }
+}
+
+fn ended(stage: StartStage, how: &str) -> StartError {
+    StartError::Ended { stage, how: how.to_owned() }
+}
+
+/// Passes on what the press is asked for, and what it tells. Ends when the press is gone, and with
+/// that everyone who waits for a run of it hears that nothing more will be told.
+async fn control(socket: FunctionEnd, mut commands: mpsc::UnboundedReceiver<Command>) {
+    let runs = Mutex::new(HashMap::new());
+    let sending = async {
+        while let Some(command) = commands.recv().await {
+            match command {
+                Command::Fork { run, sample, pipes, state } => {
+                    lock(&runs).insert(run, state);
+                    socket.send(PressCommand::Fork { run, sample }, &pipes).await?;
+                }
+                Command::Kill { run } if lock(&runs).contains_key(&run) => {
+                    socket.send(PressCommand::Kill { run }, &[]).await?;
+                }
+                // It has ended, and the press has told so.
+                Command::Kill { .. } => {}
+            }
+        }
+        Ok::<_, io::Error>(())
+    };
+    let receiving = async {
+        while let Some(event) = socket.receive().await? {
+            let (run, state, is_over) = match event {
+                PressEvent::Forked { run, pid } => {
+                    (run, RunState::Forked { pid: u32::try_from(pid).map_err(io::Error::other)? }, false)
+                }
+                PressEvent::NotForked { run, errno } => (run, RunState::NotForked { errno }, true),
+                PressEvent::Ended { run, end } => (run, RunState::Ended(end), true),
+                event => return Err(io::Error::other(format!("it said {event:?}, which makes no sense"))),
+            };
+            let mut runs = lock(&runs);
+            if let Some(sender) = runs.get(&run) {
+                sender.send_replace(state);
+            }
+            if is_over {
+                runs.remove(&run);
+            }
+        }
+        Ok(())
+    };
+    let closed = tokio::select! { closed = sending => closed, closed = receiving => closed };
+    if let Err(error) = closed {
+        tracing::warn!(%error, "the control socket of a press is out of order");
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Passes on to the log what a press says of itself.
+async fn log_stderr(stderr: ChildStderr) {
+    let mut lines = BufReader::new(stderr).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        tracing::warn!("{line}");
+    }
+}

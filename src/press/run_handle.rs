@@ -1,0 +1,481 @@
+//! One run as the function sees it: its pipes, what it answers, and how it ended.
+//!
+//! There are two sources of truth. What a run says on its pipes is about its document, and is
+//! bounded; how it ended comes from the press, through [`RunState`].
+
+use std::io;
+use std::mem;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::{SinkExt, StreamExt};
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+use nix::unistd;
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio_util::codec::{FramedRead, FramedWrite};
+
+use super::press_process::Command;
+use super::protocol::{self, DocumentHeader, Frame, FrameCodec, FrameKind, Response};
+use crate::os::{EXIT_OUT_OF_MEMORY, ExitStatus, ProcessEnd};
+
+/// How long a run may take to begin with a document that has been sent, or to end when it has closed
+/// its pipe.
+const RESPONSE_GRACE: Duration = Duration::from_secs(2);
+
+/// How long a run may take to end when it is killed: to free 2 GB takes the kernel 200 ms.
+const KILL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long what a run has written may take to be read when it has ended.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// More of what a run writes to stderr is thrown away.
+const MAX_STDERR_BYTES: usize = 4096;
+
+/// What the press has told of a run. Nothing more comes when the press is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RunState {
+    Requested,
+    Forked { pid: u32 },
+    NotForked { errno: i32 },
+    Ended(ProcessEnd),
+}
+
+/// A document on its way to a run.
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub header: DocumentHeader,
+    /// Its data, and after these the files that the header lists.
+    pub content: Vec<Bytes>,
+    /// The most bytes that a PDF and its timings may have in the function's memory.
+    pub max_response_bytes: Option<u64>,
+}
+
+/// What a run has answered for a document.
+#[derive(Debug)]
+pub struct RunResponse {
+    pub response: Response,
+    /// Empty if it was not rendered.
+    pub pdf: Bytes,
+    /// Empty if there are none.
+    pub timings: Bytes,
+}
+
+/// Why a run has not answered for a document.
+#[derive(Debug)]
+pub enum RunFailure {
+    /// The run has ended, by itself or killed by the function.
+    Ended {
+        cause: Cause,
+        /// Whether it had begun with the document.
+        has_begun: bool,
+        end: RunEnd,
+    },
+    /// The press has not been able to fork one: nobody's fault.
+    NotForked(String),
+    /// The press is gone, and the run with it, or does not answer: nobody's fault.
+    PressLost(String),
+    /// One run after the other has ended before it had begun with anything. There will be no other
+    /// in this invocation.
+    Stillborn(String),
+}
+
+/// Why a run ended before it had answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The document had begun, and the way its run ended is one that a document can cause.
+    Document,
+    /// The document had its time, and the function had the run killed.
+    TimeLimit,
+    /// The run was refused memory, or its PDF was larger than there is room for.
+    MemoryLimit,
+    /// Ended from outside, before the document had begun, or for saying what makes no sense: the
+    /// document deserves another try.
+    External,
+}
+
+/// How a run ended, and what it had written to stderr, shortened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunEnd {
+    pub process: ProcessEnd,
+    pub stderr: String,
+}
+
+/// The function's hold on a run. Dropping it asks for the run to be killed.
+pub(super) struct RunHandle {
+    number: u64,
+    press: mpsc::UnboundedSender<Command>,
+    state: watch::Receiver<RunState>,
+    requests: FramedWrite<pipe::Sender, FrameCodec>,
+    responses: FramedRead<pipe::Receiver, FrameCodec>,
+    stderr: Stderr,
+    forked_at: Instant,
+    /// Until it says that it is warm: a document would have to wait.
+    is_warming: bool,
+    /// One byte of a message has been sent to it, or may have been.
+    has_seen_message: bool,
+    /// It has answered for a document, so the next one is not its first.
+    has_answered: bool,
+}
+
+impl RunHandle {
+    /// Asks the press for a run. It can be given a document at once.
+    ///
+    /// # Errors
+    /// When the function can open no more files.
+    pub fn fork(number: u64, press: mpsc::UnboundedSender<Command>, sample: Option<usize>) -> io::Result<Self> {
+        let (requests_of_run, requests) = unistd::pipe2(OFlag::O_CLOEXEC)?;
+        let (responses, responses_of_run) = unistd::pipe2(OFlag::O_CLOEXEC)?;
+        let (stderr, stderr_of_run) = unistd::pipe2(OFlag::O_CLOEXEC)?;
+        let (state_sender, state) = watch::channel(RunState::Requested);
+        // Our ends do not block, the run's do: what it writes to stderr must not be an error.
+        let (requests, responses) = (pipe::Sender::from_owned_fd(requests)?, responses_end(responses)?);
+        let stderr = Stderr::read(responses_end(stderr)?);
+        let pipes = [requests_of_run, responses_of_run, stderr_of_run];
+        // If the press is gone, the state says so.
+        let _ = press.send(Command::Fork { run: number, sample, pipes, state: state_sender });
+        Ok(Self {
+            number,
+            press,
+            state,
+            requests: FramedWrite::new(requests, FrameCodec::default()),
+            responses: FramedRead::new(responses, FrameCodec::default()),
+            stderr,
+            forked_at: Instant::now(),
+            is_warming: sample.is_some(),
+            has_seen_message: false,
+            has_answered: false,
+        })
+    }
+
+    pub fn has_seen_message(&self) -> bool {
+        self.has_seen_message
+    }
+
+    /// Whether it has answered for no document yet.
+    pub fn is_fresh(&self) -> bool {
+        !self.has_answered
+    }
+
+    pub fn pid(&self) -> Option<u32> {
+        match *self.state.borrow() {
+            RunState::Forked { pid } => Some(pid),
+            _ => None,
+        }
+    }
+
+    /// Whether it is there, or on its way, as far as the press has told.
+    pub fn is_alive(&self) -> bool {
+        let is_told = matches!(*self.state.borrow(), RunState::Requested | RunState::Forked { .. });
+        is_told && self.state.has_changed().is_ok()
+    }
+
+    /// How long ago it was asked for, if it has still to warm itself.
+    pub fn warming_for(&self) -> Option<Duration> {
+        self.is_warming.then(|| self.forked_at.elapsed())
+    }
+
+    /// Waits until it is warm, and tells how long that took it. `None` when it has ended or says
+    /// something else.
+    pub async fn warmed(&mut self) -> Option<Duration> {
+        let frame = self.responses.next().await?.ok().filter(|frame| frame.kind == FrameKind::Warm)?;
+        self.is_warming = false;
+        frame.parse().ok()
+    }
+
+    /// Whether it has said something that the function has not read.
+    pub fn has_something_to_say(&self) -> bool {
+        let mut pipe = [PollFd::new(self.responses.get_ref().as_fd(), PollFlags::POLLIN)];
+        !self.responses.read_buffer().is_empty() || poll(&mut pipe, PollTimeout::ZERO) != Ok(0)
+    }
+
+    /// Waits until the press has forked it, or has told that it cannot.
+    pub async fn forked(&mut self) {
+        let is_told = |state: &RunState| *state != RunState::Requested;
+        // Else there is no press, which the next document finds out.
+        let _ = timeout(KILL_TIMEOUT, self.state.wait_for(is_told)).await;
+    }
+
+    /// Has the run killed, if it has not ended by itself. Returns at once.
+    pub fn kill(&self) {
+        // If the press is gone its runs are too.
+        let _ = self.press.send(Command::Kill { run: self.number });
+    }
+
+    /// The press that this is a run of.
+    pub fn press(&self) -> &mpsc::UnboundedSender<Command> {
+        &self.press
+    }
+
+    /// Waits until the run, which has been killed, has ended and been reaped.
+    ///
+    /// # Errors
+    /// When it has not been forked, or there is no press any more to tell, or that does not tell.
+    pub async fn ended(&mut self) -> Result<RunEnd, RunFailure> {
+        let process = ended_in_time(&mut self.state).await?;
+        Ok(RunEnd { process, stderr: self.stderr.take().await })
+    }
+
+    /// Has a document rendered, with more threads as `threads` allows them, and waits for the
+    /// response or the end of the run. A run that does not do as it should is killed.
+    ///
+    /// # Errors
+    /// When the run has ended without an answer. Then the document has to find another one.
+    pub async fn render(
+        &mut self,
+        request: &Request,
+        threads: &mut watch::Receiver<usize>,
+    ) -> Result<RunResponse, RunFailure> {
+        self.has_seen_message = true;
+        let was_fresh = self.is_fresh();
+        let mut reception = Reception::new(request.max_response_bytes);
+        let stop = tokio::select! {
+            stop = exchange(&mut self.requests, &mut self.responses, request, threads, &mut reception) => stop,
+            _ = ended(&mut self.state) => Stop::RunEnded,
+        };
+        if let Some(response) = reception.response.take() {
+            self.has_answered = true;
+            return Ok(reception.into_response(response));
+        }
+        if matches!(stop, Stop::PipeClosed) {
+            // Most likely it is ending by itself, in a way of its own that is not to be covered up.
+            let _ = timeout(RESPONSE_GRACE, ended(&mut self.state)).await;
+        }
+        self.kill();
+        let process = ended_in_time(&mut self.state).await?;
+        // A complete response that death follows is a response.
+        self.drain(&mut reception).await;
+        if let Some(response) = reception.response.take() {
+            return Ok(reception.into_response(response));
+        }
+        let end = RunEnd { process, stderr: self.stderr.take().await };
+        let has_begun = reception.has_begun;
+        Err(RunFailure::Ended { cause: cause(&stop, has_begun, was_fresh, &end), has_begun, end })
+    }
+
+    /// Reads what is left of a response.
+    async fn drain(&mut self, reception: &mut Reception) {
+        let reading = async {
+            while let Some(Ok(frame)) = self.responses.next().await {
+                if reception.take(frame).is_err() || reception.response.is_some() {
+                    break;
+                }
+            }
+        };
+        let _ = timeout(DRAIN_TIMEOUT, reading).await;
+    }
+}
+
+impl Drop for RunHandle {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Why the exchange with a run is over.
+enum Stop {
+    /// There is a response.
+    Answered,
+    /// The run is gone, as the press tells.
+    RunEnded,
+    /// The run has closed a pipe.
+    PipeClosed,
+    Nonsense,
+    /// The document has used all the time it was given, or the run has not begun with it.
+    TimeIsOver,
+    TooLarge,
+}
+
+/// What has come from a run of its response.
+struct Reception {
+    max_bytes: Option<u64>,
+    has_begun: bool,
+    pdf: BytesMut,
+    timings: BytesMut,
+    response: Option<Response>,
+}
+
+impl Reception {
+    fn new(max_bytes: Option<u64>) -> Self {
+        Self { max_bytes, has_begun: false, pdf: BytesMut::new(), timings: BytesMut::new(), response: None }
+    }
+
+    fn take(&mut self, frame: Frame) -> Result<(), Stop> {
+        match frame.kind {
+            FrameKind::Begun if !self.has_begun => self.has_begun = true,
+            FrameKind::Pdf | FrameKind::Timings if self.has_begun => {
+                let bytes = (self.pdf.len() + self.timings.len() + frame.payload.len()) as u64;
+                if self.max_bytes.is_some_and(|max_bytes| bytes > max_bytes) {
+                    return Err(Stop::TooLarge);
+                }
+                let part = if frame.kind == FrameKind::Pdf { &mut self.pdf } else { &mut self.timings };
+                part.extend_from_slice(&frame.payload);
+            }
+            FrameKind::Response if self.has_begun => {
+                self.response = Some(frame.parse().map_err(|_| Stop::Nonsense)?);
+            }
+            _ => return Err(Stop::Nonsense),
+        }
+        Ok(())
+    }
+
+    fn into_response(self, response: Response) -> RunResponse {
+        RunResponse { response, pdf: self.pdf.freeze(), timings: self.timings.freeze() }
+    }
+}
+
+/// Sends a document and takes what comes back, for as long as the document has.
+async fn exchange(
+    requests: &mut FramedWrite<pipe::Sender, FrameCodec>,
+    responses: &mut FramedRead<pipe::Receiver, FrameCodec>,
+    request: &Request,
+    threads: &mut watch::Receiver<usize>,
+    reception: &mut Reception,
+) -> Stop {
+    let time_limit = request.header.time_limit;
+    let mut give_up_at = Instant::now() + time_limit.saturating_add(RESPONSE_GRACE);
+    match timeout_at(give_up_at, send_request(requests, request)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(_)) => return Stop::PipeClosed,
+        Err(_) => return Stop::TimeIsOver,
+    }
+    give_up_at = Instant::now() + RESPONSE_GRACE;
+    loop {
+        let frame = tokio::select! {
+            frame = responses.next() => frame,
+            Ok(()) = threads.changed() => {
+                let allowed = *threads.borrow_and_update();
+                match timeout_at(give_up_at, requests.send(Frame::json(FrameKind::Threads, &allowed))).await {
+                    Ok(Ok(())) => continue,
+                    // It may have answered and ended meanwhile.
+                    Ok(Err(_)) => responses.next().await,
+                    Err(_) => return Stop::TimeIsOver,
+                }
+            }
+            () = sleep_until(give_up_at) => return Stop::TimeIsOver,
+        };
+        let frame = match frame {
+            Some(Ok(frame)) => frame,
+            Some(Err(error)) if error.kind() == io::ErrorKind::InvalidData => return Stop::Nonsense,
+            Some(Err(_)) | None => return Stop::PipeClosed,
+        };
+        let had_begun = reception.has_begun;
+        if let Err(stop) = reception.take(frame) {
+            return stop;
+        }
+        if reception.response.is_some() {
+            return Stop::Answered;
+        }
+        if !had_begun && reception.has_begun {
+            give_up_at = Instant::now() + time_limit;
+        }
+    }
+}
+
+async fn send_request(requests: &mut FramedWrite<pipe::Sender, FrameCodec>, request: &Request) -> io::Result<()> {
+    requests.feed(Frame::json(FrameKind::Document, &request.header)).await?;
+    for chunk in request.content.iter().flat_map(|part| protocol::chunks(FrameKind::Data, part)) {
+        requests.feed(chunk).await?;
+    }
+    requests.send(Frame::empty(FrameKind::Render)).await
+}
+
+/// Waits for what the press tells of a run's end.
+async fn ended(state: &mut watch::Receiver<RunState>) -> Result<ProcessEnd, RunFailure> {
+    loop {
+        match *state.borrow_and_update() {
+            RunState::Ended(end) => return Ok(end),
+            RunState::NotForked { errno } => {
+                let error = Errno::from_raw(errno);
+                return Err(RunFailure::NotForked(format!("the press cannot fork a run: {error}")));
+            }
+            RunState::Requested | RunState::Forked { .. } => {}
+        }
+        if state.changed().await.is_err() {
+            return Err(RunFailure::PressLost("the press has ended".to_owned()));
+        }
+    }
+}
+
+/// The same for a run that has been killed. A press that does not tell of it hangs.
+async fn ended_in_time(state: &mut watch::Receiver<RunState>) -> Result<ProcessEnd, RunFailure> {
+    timeout(KILL_TIMEOUT, ended(state)).await.unwrap_or_else(|_| {
+        let seconds = KILL_TIMEOUT.as_secs();
+        Err(RunFailure::PressLost(format!("the press did not end a run within {seconds} s")))
+    })
+}
+
+/// Whom to blame. A document is blamed only for what a document can do, and for a crash only in a
+/// run that it had to itself: Typst counts some things over all documents of a process.
+fn cause(stop: &Stop, has_begun: bool, was_fresh: bool, end: &RunEnd) -> Cause {
+    if !has_begun {
+        return Cause::External;
+    }
+    match (stop, end.process.status) {
+        (Stop::TimeIsOver, _) => Cause::TimeLimit,
+        (Stop::TooLarge, _) | (_, ExitStatus::Exited(EXIT_OUT_OF_MEMORY)) => Cause::MemoryLimit,
+        (_, status) => match status.signal() {
+            // What Rust says when a new thread has no room for its signal stack.
+            Some(Signal::SIGABRT) if end.stderr.contains("failed to allocate an alternative stack") => {
+                Cause::MemoryLimit
+            }
+            Some(Signal::SIGABRT | Signal::SIGSEGV | Signal::SIGBUS | Signal::SIGILL | Signal::SIGSYS) if was_fresh => {
+                Cause::Document
+            }
+            _ => Cause::External,
+        },
+    }
+}
+
+fn responses_end(pipe: OwnedFd) -> io::Result<pipe::Receiver> {
+    pipe::Receiver::from_owned_fd(pipe)
+}
+
+/// What a run writes to stderr. It is read all the time, so that the run never waits for that.
+struct Stderr {
+    /// The first of it.
+    kept: Arc<Mutex<Vec<u8>>>,
+    reading: JoinHandle<()>,
+}
+
+impl Stderr {
+    fn read(mut pipe: pipe::Receiver) -> Self {
+        let kept = Arc::new(Mutex::new(Vec::new()));
+        let reading = tokio::spawn({
+            let kept = kept.clone();
+            async move {
+                let mut chunk = [0; MAX_STDERR_BYTES];
+                while let Ok(length @ 1..) = pipe.read(&mut chunk).await {
+                    let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+                    let room = MAX_STDERR_BYTES - kept.len();
+                    kept.extend_from_slice(&chunk[..length.min(room)]);
+                }
+            }
+        });
+        Self { kept, reading }
+    }
+
+    /// What there was of it, when the run has ended.
+    async fn take(&mut self) -> String {
+        if !self.reading.is_finished() && timeout(DRAIN_TIMEOUT, &mut self.reading).await.is_err() {
+            // Somebody else has the pipe, too, and is not waited for.
+            self.reading.abort();
+        }
+        let kept = mem::take(&mut *self.kept.lock().unwrap_or_else(PoisonError::into_inner));
+        String::from_utf8_lossy(&kept).into_owned()
+    }
+}
+
+impl Drop for Stderr {
+    fn drop(&mut self) {
+        self.reading.abort();
+    }
+}

@@ -1,0 +1,183 @@
+//! One of the `WORKERS` places for a run. It stays while its runs come and go.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::protocol::Response;
+use super::run_handle::{Request, RunFailure, RunHandle, RunResponse};
+use super::supervisor::Supervisor;
+use crate::census::{self, Growth, Holdings};
+
+/// How long the first run of all may take to render a sample that the press has just rendered.
+const WARM_UP_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A place for a run, which renders one document at a time.
+pub struct Worker {
+    number: usize,
+    supervisor: Rc<Supervisor>,
+    run: Option<RunHandle>,
+    /// The template of the last document, whose sample the next run warms itself with.
+    last_template: Option<usize>,
+}
+
+impl Worker {
+    pub(super) fn new(number: usize, supervisor: Rc<Supervisor>) -> Self {
+        Self { number, supervisor, run: None, last_template: Some(0) }
+    }
+
+    /// From 1.
+    #[must_use]
+    pub fn number(&self) -> usize {
+        self.number
+    }
+
+    /// Whether the next document finds a run that has had no other.
+    #[must_use]
+    pub fn is_fresh(&self) -> bool {
+        self.run.as_ref().is_none_or(RunHandle::is_fresh)
+    }
+
+    /// Has a document rendered, with more threads as `threads` allows them. If there is no run one
+    /// is forked first, and if there is no press one is started.
+    ///
+    /// # Errors
+    /// When the document has found no run, or that has ended without an answer.
+    pub async fn render(
+        &mut self,
+        request: &Request,
+        threads: &mut watch::Receiver<usize>,
+    ) -> Result<RunResponse, RunFailure> {
+        self.supervisor.check_stillborn()?;
+        self.last_template = self.supervisor.index_of(&request.header.template).or(self.last_template);
+        let run = self.ready_run().await?;
+        let rendered = run.render(request, threads).await;
+        match &rendered {
+            Ok(RunResponse { response: Response::Panicked { .. }, .. }) => {
+                // The run ends after that. The next document is to find another.
+                self.replace_run(None).await;
+            }
+            Ok(_) => self.supervisor.run_has_begun(),
+            Err(failure) => {
+                self.supervisor.run_has_failed(self.number, failure);
+                if let (RunFailure::PressLost(_), Some(run)) = (failure, &self.run) {
+                    self.supervisor.kill_press(Some(run.press())).await;
+                }
+                // At once, so that the next document finds it.
+                self.run = self.supervisor.fork(None);
+            }
+        }
+        rendered
+    }
+
+    /// Ends the run if it has seen a message, and waits until it has been reaped. Another is forked
+    /// at the same time, ahead of the next invocation.
+    pub async fn end_invocation(&mut self) {
+        if let Some(run) = self.run.as_mut().filter(|run| run.is_alive() && !run.has_seen_message()) {
+            return run.forked().await;
+        }
+        self.look_at_run().await;
+        self.replace_run(self.last_template).await;
+    }
+
+    /// The process id of the run, when the press has told it.
+    #[must_use]
+    pub fn run_id(&self) -> Option<u32> {
+        self.run.as_ref()?.pid()
+    }
+
+    /// Forks a run that warms itself, if there is none.
+    pub(super) async fn fork_ahead(&mut self) {
+        if self.run.as_ref().is_none_or(|run| !run.is_alive()) {
+            self.run = self.supervisor.fork(self.last_template);
+        }
+        if let Some(run) = &mut self.run {
+            run.forked().await;
+        }
+    }
+
+    /// Waits until the run that was forked ahead is warm. How it ended, if it did instead.
+    pub(super) async fn prove(&mut self) -> Result<(), String> {
+        if timeout(WARM_UP_TIMEOUT, self.is_warmed()).await == Ok(true) {
+            return Ok(());
+        }
+        let Some(run) = &mut self.run else { return Err("no run can be forked".to_owned()) };
+        run.kill();
+        match run.ended().await {
+            Ok(end) => Err(format!("it {}. {}", end.process.status, end.stderr.trim_end())),
+            Err(failure) => Err(format!("{failure:?}")),
+        }
+    }
+
+    /// Waits until the run that has been forked is warm. `false` when it has ended before.
+    pub(super) async fn is_warmed(&mut self) -> bool {
+        let Some(run) = &mut self.run else { return false };
+        let warmed = run.warmed().await;
+        if let (Some(template), Some(took)) = (self.last_template, warmed) {
+            self.supervisor.run_has_warmed(template, took);
+        }
+        warmed.is_some()
+    }
+
+    /// Lets go of a run whose press is gone.
+    pub(super) fn drop_run(&mut self) {
+        self.run = None;
+    }
+
+    /// A run that is there and has nothing left to say, warm if that is worth waiting for.
+    async fn ready_run(&mut self) -> Result<&mut RunHandle, RunFailure> {
+        self.supervisor.press().await.map_err(|error| RunFailure::PressLost(error.to_string()))?;
+        if !self.is_ready_in_time().await {
+            self.replace_run(None).await;
+        }
+        self.run.as_mut().ok_or_else(|| RunFailure::NotForked("no run can be forked".to_owned()))
+    }
+
+    /// Whether there is a run for a document, or will be soon. It is waited for if it is nearly
+    /// warm. Else a cold run that begins now is sooner done with a document: that takes about as
+    /// long as getting warm, and in a warm run half of it.
+    async fn is_ready_in_time(&mut self) -> bool {
+        let Some(run) = self.run.as_ref().filter(|run| run.is_alive()) else { return false };
+        if let Some(warming_for) = run.warming_for() {
+            let usual = self.last_template.and_then(|template| self.supervisor.usual_warm_up(template));
+            let patience = usual.map(|usual| (usual * 3 / 2).saturating_sub(warming_for));
+            let is_nearly_warm = run.has_something_to_say() || usual.is_some_and(|usual| warming_for >= usual / 2);
+            let patience = patience.unwrap_or_default().max(Duration::from_millis(1));
+            if !is_nearly_warm || timeout(patience, self.is_warmed()).await != Ok(true) {
+                return false;
+            }
+        }
+        // One that says what nobody asked for is not to be trusted.
+        self.run.as_ref().is_some_and(|run| !run.has_something_to_say())
+    }
+
+    /// Kills the run and has another one forked meanwhile. If it has seen a message, waits for its end
+    /// and tells of it.
+    async fn replace_run(&mut self, sample: Option<usize>) {
+        if let Some(run) = &self.run {
+            run.kill();
+        }
+        // It will not have seen a message, so it may live on if this is given up.
+        let next = self.supervisor.fork(sample);
+        if let Some(run) = self.run.as_mut().filter(|run| run.has_seen_message()) {
+            match run.ended().await {
+                Ok(end) => self.supervisor.run_has_ended(self.number, None, &end),
+                Err(_) => self.supervisor.kill_press(Some(run.press())).await,
+            }
+        }
+        self.run = next;
+    }
+
+    /// Looks whether the run, which has answered for all its documents, holds more than when it was
+    /// fresh.
+    async fn look_at_run(&self) {
+        let Some(pid) = self.run.as_ref().filter(|run| !run.is_fresh()).and_then(RunHandle::pid) else { return };
+        let process = format!("run {}", self.number);
+        let warm = self.supervisor.warm_run();
+        let look = || Holdings::of(pid).growth_since(&warm, &process);
+        let growth: Vec<Growth> = census::look_patiently(look, Vec::is_empty).await;
+        self.supervisor.run_has_grown(growth);
+    }
+}
