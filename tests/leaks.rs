@@ -11,6 +11,7 @@ use std::os::fd::AsFd;
 use std::process::{Command, ExitCode};
 use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
 
 use nix::poll::{PollTimeout, poll};
 use nix::sys::prctl;
@@ -18,17 +19,23 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 use nix::unistd::{ForkResult, fork};
 use pressrun::config::Config;
 use serde_json::{Value, json};
-use support::processes::{run_of, signal, until, until_run_works, until_runs_wait};
+use support::processes::{children, run_of, signal, threads, until, until_run_works, until_runs_wait};
 use support::told::Told;
 use support::{Stage, config, letter, log, record, run};
 
 /// What a press or a run leaks when it gets the signal.
-const LEAKS: [(Signal, extern "C" fn(i32)); 4] =
-    [(A_THREAD, leak_a_thread), (A_FILE, leak_a_file), (A_CHILD, leak_a_child), (MEMORY, leak_memory)];
+const LEAKS: [(Signal, extern "C" fn(i32)); 5] = [
+    (A_THREAD, leak_a_thread),
+    (A_FILE, leak_a_file),
+    (A_CHILD, leak_a_child),
+    (MEMORY, leak_memory),
+    (DEAFNESS, close_stdin),
+];
 const A_THREAD: Signal = Signal::SIGUSR1;
 const A_FILE: Signal = Signal::SIGUSR2;
 const A_CHILD: Signal = Signal::SIGWINCH;
 const MEMORY: Signal = Signal::SIGURG;
+const DEAFNESS: Signal = Signal::SIGALRM;
 
 extern "C" fn leak_a_thread(_: i32) {
     thread::Builder::new()
@@ -59,6 +66,10 @@ extern "C" fn leak_memory(_: i32) {
     std::hint::black_box(vec![1_u8; 16 * 1024 * 1024].leak());
 }
 
+extern "C" fn close_stdin(_: i32) {
+    nix::unistd::close(0).unwrap();
+}
+
 fn main() -> ExitCode {
     if std::env::args().nth(1).is_some_and(|role| role == "press") {
         for (signal, leak) in LEAKS {
@@ -77,7 +88,7 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-const TESTS: [(&str, fn()); 7] = [
+const TESTS: [(&str, fn()); 8] = [
     ("what_the_function_leaks_is_told_by_name", what_the_function_leaks_is_told_by_name),
     ("a_press_that_leaks_a_file_is_replaced", || a_press_that_leaks_is_replaced(A_FILE, "open files   socket")),
     ("a_press_that_leaks_a_child_is_replaced", || a_press_that_leaks_is_replaced(A_CHILD, "children     leaky-*")),
@@ -85,6 +96,7 @@ const TESTS: [(&str, fn()); 7] = [
     ("a_press_that_leaks_a_thread_is_replaced", a_press_that_leaks_a_thread_is_replaced),
     ("what_a_run_leaks_is_told_by_name_and_ends_with_it", what_a_run_leaks_is_told_by_name_and_ends_with_it),
     ("a_run_cannot_leave_a_file_or_a_child", a_run_cannot_leave_a_file_or_a_child),
+    ("a_run_that_hears_nothing_has_no_more_time_than_others", a_run_that_hears_nothing_has_no_more_time_than_others),
 ];
 
 /// A function with a press that can leak, after its first invocation.
@@ -189,7 +201,28 @@ fn what_a_run_leaks_is_told_by_name_and_ends_with_it() {
     });
 }
 
-/// The walls allow neither: a run is ended for trying.
+/// More threads are allowed to it when its neighbour is done, and it does not hear that.
+fn a_run_that_hears_nothing_has_no_more_time_than_others() {
+    run(async {
+        let config = Config {
+            press_program: std::env::current_exe().unwrap(),
+            most_render_time: Some(Duration::from_secs(1)),
+            ..config(2)
+        };
+        let mut stage = Stage::with(config).await;
+        let press = stage.function.press_id().unwrap();
+        until_runs_wait(press).await;
+        let batch = vec![record("endless", "endless", json!({"endless": true})), long().remove(0)];
+        let (failed, ()) = tokio::join!(stage.handle(batch), async {
+            until("both runs work", || children(press).iter().all(|run| threads(*run).len() > 1)).await;
+            children(press).into_iter().for_each(|run| signal(run, DEAFNESS));
+        });
+        assert!(failed.contains(&"endless".to_owned()));
+        assert!(log::take("permanent failure").iter().any(|line| line.contains("TimeLimit")));
+    });
+}
+
+/// The sandbox allows neither: a run is ended for trying.
 fn a_run_cannot_leave_a_file_or_a_child() {
     run(async {
         for leak in [A_FILE, A_CHILD] {

@@ -8,7 +8,8 @@
 mod support;
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -142,10 +143,20 @@ fn flood(press: u32, is_over: &AtomicBool) -> (usize, u64) {
     let (mut sent, mut largest) = (0, 0);
     while !is_over.load(Ordering::Relaxed) {
         let Some(working) = children(press).into_iter().find(|run| threads(*run).len() > 1) else { continue };
-        let Ok(mut pipe) = OpenOptions::new().write(true).open(format!("/proc/{working}/fd/1")) else { continue };
-        while pipe.write_all(&frame).is_ok() {
-            sent += frame.len();
-            largest = largest.max(resident_bytes(std::process::id()));
+        // Nobody reads from one that only warms itself, and it is not to be waited for.
+        let options = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).clone();
+        let Ok(mut pipe) = options.open(format!("/proc/{working}/fd/1")) else { continue };
+        let mut rest = &frame[..];
+        while !is_over.load(Ordering::Relaxed) {
+            match pipe.write(rest) {
+                Ok(length) => {
+                    sent += length;
+                    rest = if length == rest.len() { &frame } else { &rest[length..] };
+                    largest = largest.max(resident_bytes(std::process::id()));
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => thread::yield_now(),
+                Err(_) => break,
+            }
         }
     }
     (sent, largest)
@@ -254,6 +265,14 @@ fn a_run_that_hangs_before_it_begins_costs_its_document_nothing_but_time() {
         signal(hanging, Signal::SIGSTOP);
         assert_eq!(stage.handle(vec![letter("a"), letter("b")]).await, [""; 0]);
         assert!(!is_alive(hanging));
+        // And with a document that does not fit into the pipe.
+        until_runs_wait(press).await;
+        let hanging = run_of(press);
+        signal(hanging, Signal::SIGSTOP);
+        let large = record("c", "letter", json!({"to": "you", "filler": "x".repeat(500_000)}));
+        let began = Instant::now();
+        assert_eq!(stage.handle(vec![large]).await, [""; 0]);
+        assert!(!is_alive(hanging) && began.elapsed() < Duration::from_secs(30));
         assert_eq!(stage.function.press_id(), Some(press));
     });
 }

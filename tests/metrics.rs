@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::sys::signal::Signal;
 use pressrun::config::Config;
+use pressrun::function::deadline::Deadline;
 use serde_json::{Value, json};
 use support::embedded::s3::Fault;
 use support::processes::{run_of, signal, until_run_works};
@@ -162,6 +163,20 @@ fn a_press_that_is_killed_between_invocations_is_replaced_once_and_no_leak() {
         assert_eq!(stage.handle(vec![letter("a"), letter("b")]).await, [""; 0]);
         let invocation = told.take_invocation();
         assert_eq!([&invocation["PressesReplaced"], &invocation["CensusLeaks"]], [1, 0], "{:?}", log::take(""));
+    });
+}
+
+#[test]
+fn a_deadline_that_cuts_a_batch_is_no_leak() {
+    let _turn = take_turns();
+    run(async {
+        let (mut stage, told) = Stage::telling(config(2)).await;
+        let endless = |id| record(id, "endless", json!({"endless": true}));
+        let deadline = Deadline::from_lambda(SystemTime::now() + Duration::from_secs(1));
+        // Both runs have answered for a letter, and are at work again.
+        stage.handle_until(vec![letter("a"), letter("b"), endless("c"), endless("d")], deadline).await;
+        let invocation = told.take_invocation();
+        assert_eq!([&invocation["CensusLeaks"], &invocation["PressesReplaced"]], [0, 0], "{:?}", log::take(""));
     });
 }
 

@@ -11,6 +11,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitCode, ExitStatus, Stdio};
 use std::ptr;
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::errno::Errno;
 use nix::sys::prctl;
@@ -18,8 +19,9 @@ use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, fork};
 use pressrun::config::Config;
+use pressrun::function::deadline::Deadline;
 use pressrun::os;
-use pressrun::press::sandbox::{SandboxLevel, restrict_press, restrict_run};
+use pressrun::press::sandbox::{Preparation, SandboxLevel, restrict_press, restrict_run};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use support::{Stage, config, letter, run};
 
@@ -49,7 +51,7 @@ const AS_A_RUN: &[Attempt] = &[
         Ok(nix::unistd::ForkResult::Child) => os::exit_now(0),
         forked => refused(forked.map_err(io::Error::from)),
     }),
-    ("signals_another_process", || refused(kill(Pid::from_raw(stranger()), None).map_err(io::Error::from))),
+    ("signals_another_process", || refused(kill(Pid::from_raw(stranger()), Signal::SIGCONT).map_err(io::Error::from))),
     ("signals_a_thread_of_another_process", || refused(tgkill(stranger()))),
     ("receives_a_file", || refused(os::receive_packet(&io::stdin(), &mut [0; 1]))),
 ];
@@ -110,14 +112,29 @@ enum Role {
 /// What a process exits with that cannot be restricted so far.
 const NO_SUCH_LEVEL: i32 = 77;
 
-/// How often a press is to be killed at its start, as its program is told by the environment of the
-/// test, which a press does not have: so by a file.
-const KILLS_FILE: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/kills-at-start");
+/// What is to happen to presses in their starts, a line each: a press has no environment that could
+/// say so.
+const STARTS_FILE: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/starts-of-presses");
+
+/// System calls that a filter around this process may kill for.
+const KILLED_FOR: [(&str, &[libc::c_long]); 2] = [
+    ("landlock", &[libc::SYS_landlock_create_ruleset, libc::SYS_landlock_restrict_self]),
+    ("pidfd", &[libc::SYS_pidfd_open, libc::SYS_close_range, libc::SYS_memfd_create]),
+];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
     if arguments.get(1).is_some_and(|role| role == "press") {
         return press_in_a_harsh_world();
+    }
+    if arguments.get(1).is_some_and(|role| role == "function-without-pidfd") {
+        kill_for("pidfd");
+        fs::write(STARTS_FILE, "pidfd\n").unwrap();
+        let is_stored = run(async {
+            let mut stage = stage_in_a_harsh_world().await;
+            stage.handle(vec![letter("a"), letter("b")]).await.is_empty()
+        });
+        return if is_stored { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
     if let [_, action, level, role, number] = &arguments[..]
         && action == "try"
@@ -149,7 +166,9 @@ fn main() -> ExitCode {
     report.add("no_process_raises_a_limit_that_it_has_lowered", is_kept);
     report.add("a_press_has_an_empty_environment_and_no_files_but_its_own", starts_with_nothing());
     report.add("a_press_comes_up_where_asking_for_landlock_kills", comes_up_without_landlock());
+    report.add("function_and_press_come_up_where_asking_for_pidfds_kills", comes_up_without_pidfd());
     report.add("a_press_that_is_killed_once_in_its_start_keeps_its_sandbox", keeps_its_sandbox());
+    report.add("a_press_that_hangs_in_its_start_is_not_waited_for_beyond_the_deadline", is_not_waited_for());
     report.end()
 }
 
@@ -209,7 +228,7 @@ fn try_within(level: SandboxLevel, role: Role, number: usize) -> ExitCode {
         libc::setuid(65534);
     }
     STRANGER.store(start_stranger(), Ordering::Relaxed);
-    if restrict_press(level).is_err() {
+    if Preparation::for_level(level).and_then(restrict_press).ok() != Some(level) {
         os::exit_now(NO_SUCH_LEVEL);
     }
     if role == Role::Run {
@@ -235,33 +254,39 @@ fn start_stranger() -> i32 {
     }
 }
 
-/// A press that asking for Landlock kills, or that is killed by somebody else a few times.
+/// A press to which happens what the next line of the file says.
 fn press_in_a_harsh_world() -> ExitCode {
-    match fs::read_to_string(KILLS_FILE).ok().map(|kills| kills.parse::<u32>().unwrap()) {
-        None => {
-            let killed_for_landlock = [(libc::SYS_landlock_create_ruleset, vec![])];
-            let filter = SeccompFilter::new(
-                killed_for_landlock.into_iter().collect(),
-                SeccompAction::Allow,
-                SeccompAction::KillProcess,
-                std::env::consts::ARCH.try_into().unwrap(),
-            );
-            let program: BpfProgram = filter.unwrap().try_into().unwrap();
-            seccompiler::apply_filter(&program).unwrap();
-        }
-        Some(0) => {}
-        Some(kills) => {
-            fs::write(KILLS_FILE, (kills - 1).to_string()).unwrap();
-            kill(nix::unistd::getpid(), Signal::SIGKILL).unwrap();
-        }
+    let starts = fs::read_to_string(STARTS_FILE).unwrap_or_default();
+    let (start, rest) = starts.split_once('\n').unwrap_or_default();
+    fs::write(STARTS_FILE, rest).unwrap();
+    match start {
+        "" => {}
+        "kill" => kill(nix::unistd::getpid(), Signal::SIGKILL).unwrap(),
+        "stop" => kill(nix::unistd::getpid(), Signal::SIGSTOP).unwrap(),
+        calls => kill_for(calls),
     }
     pressrun::run_press_if_requested().unwrap()
+}
+
+/// Has this process killed for some system calls.
+fn kill_for(calls: &str) {
+    let (_, calls) = KILLED_FOR.iter().find(|(name, _)| *name == calls).unwrap();
+    let filter = SeccompFilter::new(
+        calls.iter().map(|call| (*call, vec![])).collect(),
+        SeccompAction::Allow,
+        SeccompAction::KillProcess,
+        std::env::consts::ARCH.try_into().unwrap(),
+    );
+    let program: BpfProgram = filter.unwrap().try_into().unwrap();
+    seccompiler::apply_filter(&program).unwrap();
 }
 
 fn starts_with_nothing() -> bool {
     run(async {
         let stage = Stage::with_workers(2).await;
         let press = stage.function.press_id().unwrap();
+        support::processes::until("two runs wait", || support::processes::children(press).len() == 2).await;
+        support::processes::until_runs_wait(press).await;
         let environment = fs::read(format!("/proc/{press}/environ")).unwrap();
         // Stdin, stdout, stderr; the thread count and the signals; of its runs only what is theirs.
         let files = support::processes::holdings(press).open_files;
@@ -289,23 +314,45 @@ async fn stage_in_a_harsh_world() -> Stage {
 }
 
 fn comes_up_without_landlock() -> bool {
-    let _ = fs::remove_file(KILLS_FILE);
+    fs::write(STARTS_FILE, "landlock\n".repeat(10)).unwrap();
     run(async {
         let mut stage = stage_in_a_harsh_world().await;
         let failed = stage.handle(vec![letter("a"), letter("b")]).await;
-        stage.function.sandbox_level() == SandboxLevel::Seccomp
-            && failed.is_empty()
-            && stage.pdf("letter", "a").is_some()
+        let starts = 10 - fs::read_to_string(STARTS_FILE).unwrap().lines().count();
+        // Twice at the level that it cannot have, and once at the next.
+        stage.function.sandbox_level() == SandboxLevel::Seccomp && failed.is_empty() && starts == 3
     })
 }
 
+fn comes_up_without_pidfd() -> bool {
+    Command::new(std::env::current_exe().unwrap()).arg("function-without-pidfd").status().unwrap().success()
+}
+
 fn keeps_its_sandbox() -> bool {
-    fs::write(KILLS_FILE, "1").unwrap();
-    let kept = run(async {
+    fs::write(STARTS_FILE, "kill\n").unwrap();
+    run(async {
         let stage = stage_in_a_harsh_world().await;
         let untouched = Stage::with_workers(1).await;
         stage.function.sandbox_level() == untouched.function.sandbox_level()
-    });
-    fs::remove_file(KILLS_FILE).unwrap();
-    kept
+    })
+}
+
+/// The handler does not wait beyond its deadline for a press that hangs in its start.
+fn is_not_waited_for() -> bool {
+    fs::write(STARTS_FILE, "").unwrap();
+    run(async {
+        let mut stage = stage_in_a_harsh_world().await;
+        let press = stage.function.press_id().unwrap();
+        fs::write(STARTS_FILE, "stop\nstop\nstop\n").unwrap();
+        support::processes::signal(press, Signal::SIGKILL);
+        let began = Instant::now();
+        let deadline = Deadline::from_lambda(SystemTime::now() + Duration::from_secs(3));
+        let failed = stage.handle_until(vec![letter("a"), letter("b")], deadline).await;
+        let is_in_time = began.elapsed() < Duration::from_secs(3);
+        let left = support::processes::children(std::process::id());
+        fs::write(STARTS_FILE, "").unwrap();
+        let is_well = stage.handle(vec![letter("c")]).await.is_empty();
+        println!("  failed {failed:?}, in time {is_in_time}, left {left:?}, well {is_well}");
+        failed == ["a", "b"] && is_in_time && left.is_empty() && is_well
+    })
 }

@@ -113,14 +113,16 @@ impl OfInvocation {
     /// What is left, and what happened to press and runs.
     pub fn of(after: &Census, stats: &PressStats, memory_bytes: Option<u64>) -> Self {
         let runs = || stats.ended_runs.iter();
-        let ended = |cause| (runs().filter(|run| run.cause == Some(cause)).count() as u64).into();
+        let ended = |causes: &[Cause]| {
+            (runs().filter(|run| run.cause.is_some_and(|cause| causes.contains(&cause))).count() as u64).into()
+        };
         let no_press = Holdings::default();
         let press = after.press.as_ref().unwrap_or(&no_press);
         Self {
-            runs_killed_for_time: ended(Cause::TimeLimit),
-            runs_killed_for_memory: ended(Cause::MemoryLimit),
-            runs_crashed: ended(Cause::Document),
-            runs_lost: ended(Cause::External),
+            runs_killed_for_time: ended(&[Cause::TimeLimit]),
+            runs_killed_for_memory: ended(&[Cause::MemoryLimit, Cause::PdfTooLarge]),
+            runs_crashed: ended(&[Cause::Document]),
+            runs_lost: ended(&[Cause::External]),
             presses_replaced: (stats.replaced_presses as u64).into(),
             function_memory: after.function.resident_bytes.into(),
             function_threads: sum(&after.function.threads).into(),

@@ -99,6 +99,14 @@ impl Function {
     /// # Errors
     /// When the press cannot be started or a template is broken.
     pub async fn start(config: Config, clients: impl Into<Clients>) -> Result<Self, StartError> {
+        Self::start_beside(config, async { clients.into() }).await
+    }
+
+    /// The same, with clients that are still being made: the press gets warm meanwhile.
+    ///
+    /// # Errors
+    /// As above.
+    pub async fn start_beside(config: Config, clients: impl Future<Output = Clients>) -> Result<Self, StartError> {
         let settings = PressSettings {
             program: config.press_program.clone(),
             templates_dir: config.templates_dir.clone(),
@@ -106,7 +114,9 @@ impl Function {
             sandbox_level: SandboxLevel::SeccompAndLandlock,
         };
         let began = Instant::now();
-        let (supervisor, workers, templates) = Supervisor::start(settings, config.workers).await?;
+        // The press first: it is a process of its own as soon as that is polled.
+        let (started, clients) = tokio::join!(Supervisor::start(settings, config.workers), clients);
+        let (supervisor, workers, templates) = started?;
         let init_time = began.elapsed();
         tracing::info!(
             workers = workers.len(),
@@ -115,7 +125,6 @@ impl Function {
             "warm"
         );
         let memory_for_runs = memory_for_runs(&config, supervisor.press_id())?;
-        let clients = clients.into();
         let storage = Storage::new(clients.s3, &config);
         let queues = Queues::new(clients.sqs, &config);
         let metrics = Metrics::NONE;
@@ -201,7 +210,11 @@ impl Function {
     }
 
     async fn set_batch_and_tell(&mut self, records: Vec<Record>, invocation: Invocation<'_>) -> Vec<RecordVerdict> {
-        self.supervisor.ensure_running().await;
+        let deadline = invocation.deadline.less(self.config.deadline_margin);
+        // If one that was given up has left runs that have seen its messages.
+        self.supervisor.end_invocation(&mut self.workers, deadline.time_left()).await;
+        // Without the time for it, every document fails for now.
+        let _ = deadline.cut_short(self.supervisor.ensure_running()).await;
         let before = Census::take_before(&self.census_at_start, &self.supervisor);
         let accounts: Vec<Account> = records.iter().map(Account::open).collect();
         let is_cut_short = self.set_all(&records, &accounts, invocation).await;

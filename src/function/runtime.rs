@@ -56,8 +56,8 @@ async fn run(log: LogSettings) -> Result<(), lambda_runtime::Error> {
     }
     let config = Config::from_env()?;
     let metrics = Metrics::new(&config.function_name, log.level_name, io::stdout());
-    let clients = Clients::from_env(config.has_own_s3_endpoint).await;
-    let (started, extension) = tokio::join!(Function::start(config, clients), termination::register());
+    let clients = Clients::from_env(config.has_own_s3_endpoint);
+    let (started, extension) = tokio::join!(Function::start_beside(config, clients), termination::register());
     let mut sigterm = signal(SignalKind::terminate())?;
     let stage = Mutex::new(started?.telling(metrics));
     let function = &stage;

@@ -150,6 +150,17 @@ impl Failure {
         Self::new(ErrorCode::MemoryLimit, message)
     }
 
+    /// The PDF is larger than the function has room for.
+    #[must_use]
+    pub fn pdf_too_large(limit: MemoryLimit) -> Self {
+        let megabytes = limit.response_bytes().unwrap_or_default() / MEBIBYTE;
+        let message = format!(
+            "the PDF, with its timings, has more than {megabytes} MB, all that the function has room for beside the \
+             run that makes it; give the function more memory, or the template smaller images"
+        );
+        Self::new(ErrorCode::MemoryLimit, message)
+    }
+
     /// The document took more time than it was given.
     #[must_use]
     pub fn too_slow(limit: TimeLimit, end: &RunEnd) -> Self {
@@ -187,7 +198,7 @@ impl Failure {
             process.cpu_time.as_millis(),
             process.peak_memory_bytes / MEBIBYTE
         );
-        if let Some(line) = end.stderr.lines().find(|line| !line.trim().is_empty()) {
+        if let Some(line) = end.stderr_lines().next() {
             message = format!("{message}; it said: {line}");
         }
         Self::new(code, message)

@@ -27,7 +27,7 @@ mod supervisor;
 mod worker;
 pub mod zygote;
 
-pub use press_process::{PRESS_ROLE, PressSettings, StartError, StartStage};
+pub use press_process::{PRESS_ROLE, PressSettings, StartError};
 pub use run_handle::{Cause, Request, RunEnd, RunFailure, RunResponse};
 pub use supervisor::{EndedRun, PressStats, Supervisor};
 pub use worker::Worker;

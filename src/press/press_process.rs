@@ -1,11 +1,11 @@
 //! One press from its start to its end, as the function sees it.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{ExitStatus, Stdio};
+use std::process::{self, Child, ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, ChildStderr};
+use tokio::net::unix::pipe;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -22,7 +22,7 @@ use tokio::time::timeout;
 use tracing::Instrument;
 
 use super::control_socket::{self, FunctionEnd};
-use super::protocol::{PressCommand, PressEvent};
+use super::protocol::{PressCommand, PressEvent, StartStage};
 use super::run_handle::RunState;
 use super::sandbox::SandboxLevel;
 use crate::typeset::TemplateVersions;
@@ -79,7 +79,9 @@ pub enum StartError {
         INIT_TIMEOUT.as_secs(), named(templates)
     )]
     Slow { templates: Vec<String> },
-    #[error("presses have failed to start before in this invocation: {0}")]
+    #[error("this process cannot be made the one that orphans are given to: {0}")]
+    Subreaper(#[source] Errno),
+    #[error("one press after the other has ended in this invocation: {0}")]
     GivenUp(String),
 }
 
@@ -98,24 +100,6 @@ fn named(templates: &[String]) -> String {
     if quoted.is_empty() { "no template".to_owned() } else { quoted.join(" and ") }
 }
 
-/// How far a press had come when it ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StartStage {
-    Loading,
-    Sandbox,
-    FirstRun,
-}
-
-impl fmt::Display for StartStage {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str(match self {
-            Self::Loading => "while it was loading templates and rendering samples",
-            Self::Sandbox => "while it was restricting itself",
-            Self::FirstRun => "or its first run, before that had rendered a sample",
-        })
-    }
-}
-
 /// What the press is asked for.
 pub(super) enum Command {
     Fork { run: u64, sample: Option<usize>, pipes: [OwnedFd; 3], state: watch::Sender<RunState> },
@@ -125,6 +109,7 @@ pub(super) enum Command {
 /// A press that has been started. Dropping it ends it and its runs.
 pub(super) struct PressProcess {
     process: Child,
+    is_reaped: bool,
     /// Its process group, and that of its runs.
     group: Pid,
     /// Until the press is warm.
@@ -144,25 +129,26 @@ impl PressProcess {
 
     fn try_spawn(settings: &PressSettings) -> io::Result<Self> {
         let (function_end, press_end) = control_socket::pair()?;
-        let mut process = tokio::process::Command::new(&settings.program)
+        // Not tokio's, which asks for a pidfd: a filter around the function may kill for that.
+        let mut process = process::Command::new(&settings.program)
             .arg(PRESS_ROLE)
             .arg(&settings.templates_dir)
             .arg(settings.cores.to_string())
             .arg(settings.sandbox_level.to_string())
-            .arg(std::process::id().to_string())
+            .arg(process::id().to_string())
             .env_clear()
             .stdin(Stdio::from(press_end))
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .process_group(0)
-            .kill_on_drop(true)
             .spawn()?;
         let stderr = process.stderr.take().ok_or_else(|| io::Error::other("stderr is not piped"))?;
-        let pid = process.id().ok_or_else(|| io::Error::other("it has ended already"))?;
+        let stderr = pipe::Receiver::from_owned_fd(stderr.into())?;
         let (commands, receiver) = mpsc::unbounded_channel();
         Ok(Self {
-            group: Pid::from_raw(i32::try_from(pid).map_err(io::Error::other)?),
+            group: Pid::from_raw(i32::try_from(process.id()).map_err(io::Error::other)?),
             process,
+            is_reaped: false,
             starting: Some((FunctionEnd::new(function_end)?, receiver)),
             commands,
             control: None,
@@ -171,18 +157,18 @@ impl PressProcess {
     }
 
     /// Waits until the press is warm.
-    pub async fn ready(&mut self) -> Result<TemplateVersions, StartError> {
+    pub async fn ready(&mut self) -> Result<(TemplateVersions, SandboxLevel), StartError> {
         let (socket, commands) = self.starting.take().ok_or_else(|| ended(StartStage::Loading, "it was given up"))?;
-        let mut progress = Progress::default();
+        let mut progress = Progress { stage: StartStage::Loading, rendering: Vec::new() };
         let Ok(templates) = timeout(INIT_TIMEOUT, progress.follow(&socket)).await else {
             return Err(StartError::Slow { templates: progress.rendering });
         };
-        let templates = templates?;
+        let ready = templates?;
         self.control = Some(tokio::spawn(control(socket, commands)));
-        Ok(templates)
+        Ok(ready)
     }
 
-    pub fn pid(&self) -> Option<u32> {
+    pub fn pid(&self) -> u32 {
         self.process.id()
     }
 
@@ -192,15 +178,36 @@ impl PressProcess {
 
     /// Whether it is warm, and as far as anyone has noticed still there.
     pub fn is_running(&mut self) -> bool {
-        self.control.as_ref().is_some_and(|control| !control.is_finished())
-            && matches!(self.process.try_wait(), Ok(None))
+        self.control.as_ref().is_some_and(|control| !control.is_finished()) && self.try_wait().is_none()
+    }
+
+    /// How the press has ended, if it has.
+    fn try_wait(&mut self) -> Option<ExitStatus> {
+        // It cannot fail for a child that nobody else waits for.
+        let status = self.process.try_wait().ok().flatten();
+        self.is_reaped |= status.is_some();
+        status
+    }
+
+    async fn wait(&mut self) -> io::Result<ExitStatus> {
+        let mut child_signals = signal(SignalKind::child())?;
+        loop {
+            if let Some(status) = self.try_wait() {
+                return Ok(status);
+            }
+            child_signals.recv().await;
+        }
     }
 
     /// Tells the press to end, which kills and reaps its runs first; kills them all if it does not.
     /// How it ended, if that can be told.
     pub async fn stop(mut self) -> Option<ExitStatus> {
+        // Else it is loading, and does not read its socket.
+        let was_warm = self.control.is_some();
         self.close_socket().await;
-        let _ = timeout(SHUTDOWN_TIMEOUT, self.process.wait()).await;
+        if was_warm {
+            let _ = timeout(SHUTDOWN_TIMEOUT, self.wait()).await;
+        }
         self.kill().await
     }
 
@@ -209,7 +216,7 @@ impl PressProcess {
     pub async fn kill(mut self) -> Option<ExitStatus> {
         self.close_socket().await;
         self.kill_group();
-        let status = self.process.wait().await;
+        let status = self.wait().await;
         self.reap_orphans().await;
         // Ends with the press and its runs, if they were the only ones to hold the other end.
         if timeout(STDERR_DRAIN_TIMEOUT, &mut self.log).await.is_err() {
@@ -220,7 +227,7 @@ impl PressProcess {
 
     /// Kills the press and its runs, if any of them has not been reaped: that keeps the number theirs.
     fn kill_group(&self) {
-        if self.process.id().is_some() || self.has_orphans() {
+        if !self.is_reaped || self.has_orphans() {
             let _ = killpg(self.group, Signal::SIGKILL);
         }
     }
@@ -258,7 +265,7 @@ impl Drop for PressProcess {
         self.kill_group();
         // Killed processes end within milliseconds, but not at once.
         for _ in 0..1000 {
-            if !matches!(self.process.try_wait(), Ok(None)) && !self.has_orphans() {
+            if self.try_wait().is_some() && !self.has_orphans() {
                 return;
             }
             std::thread::sleep(Duration::from_millis(1));
@@ -267,41 +274,34 @@ impl Drop for PressProcess {
 }
 
 /// How far a press has come that is getting warm.
-#[derive(Default)]
 struct Progress {
-    has_begun: bool,
+    stage: StartStage,
     /// The templates whose samples are being rendered.
     rendering: Vec<String>,
 }
 
 impl Progress {
-    async fn follow(&mut self, socket: &FunctionEnd) -> Result<TemplateVersions, StartError> {
+    async fn follow(&mut self, socket: &FunctionEnd) -> Result<(TemplateVersions, SandboxLevel), StartError> {
         let mut templates = TemplateVersions::new();
         loop {
             match socket.receive().await {
-                Ok(Some(PressEvent::SampleBegun { template })) => {
-                    self.has_begun = true;
-                    self.rendering.push(template);
-                }
+                Ok(Some(PressEvent::Starting { stage })) => self.stage = stage,
+                Ok(Some(PressEvent::SampleBegun { template })) => self.rendering.push(template),
                 Ok(Some(PressEvent::SampleEnded { template })) => self.rendering.retain(|name| *name != template),
-                Ok(Some(PressEvent::Ready { count, name, version, .. })) => {
+                Ok(Some(PressEvent::Ready { count, name, version, level })) => {
                     templates.insert(name, version);
                     if templates.len() == count {
-                        return Ok(templates);
+                        return Ok((templates, level));
                     }
                 }
                 Ok(Some(PressEvent::Broken { reason })) => return Err(StartError::Broken(reason)),
                 Ok(Some(event)) => {
-                    return Err(ended(self.stage(), &format!("it said {event:?}, which makes no sense")));
+                    return Err(ended(self.stage, &format!("it said {event:?}, which makes no sense")));
                 }
-                Ok(None) => return Err(ended(self.stage(), "it closed its end of the control socket")),
-                Err(error) => return Err(ended(self.stage(), &error.to_string())),
+                Ok(None) => return Err(ended(self.stage, "it closed its end of the control socket")),
+                Err(error) => return Err(ended(self.stage, &error.to_string())),
             }
         }
-    }
-
-    fn stage(&self) -> StartStage {
-        if self.has_begun && self.rendering.is_empty() { StartStage::Sandbox } else { StartStage::Loading }
     }
 }
 
@@ -360,7 +360,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Passes on to the log what a press says of itself.
-async fn log_stderr(stderr: ChildStderr) {
+async fn log_stderr(stderr: pipe::Receiver) {
     let mut lines = BufReader::new(stderr).lines();
     while let Ok(Some(line)) = lines.next_line().await {
         tracing::warn!("{line}");

@@ -10,6 +10,7 @@
 //! number of [`FrameKind::Pdf`], then of [`FrameKind::Timings`], and one [`FrameKind::Response`],
 //! the last frame whatever happened. Between these nothing else comes up.
 
+use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -21,6 +22,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio_util::codec::{Decoder, Encoder, LengthDelimitedCodec};
 
+use super::sandbox::SandboxLevel;
 use crate::os::ProcessEnd;
 use crate::typeset::TemplateVersion;
 use crate::typeset::diagnostics::{self, Diagnostic};
@@ -55,6 +57,10 @@ pub enum PressCommand {
 /// What the press tells the function.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PressEvent {
+    /// The press begins with this part of its start.
+    Starting {
+        stage: StartStage,
+    },
     /// The sample of this template is being rendered.
     SampleBegun {
         template: String,
@@ -62,12 +68,13 @@ pub enum PressEvent {
     SampleEnded {
         template: String,
     },
-    /// The press is warm: one packet a template, in the order of their indices.
+    /// The press is warm, and restricted so far: one packet for each of `count` templates, sorted by
+    /// name.
     Ready {
-        index: usize,
         count: usize,
         name: String,
         version: TemplateVersion,
+        level: SandboxLevel,
     },
     /// The templates are not what they should be. The press ends.
     Broken {
@@ -86,6 +93,25 @@ pub enum PressEvent {
         run: u64,
         end: ProcessEnd,
     },
+}
+
+/// The parts of a press's start, in the order in which they are worth telling apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StartStage {
+    Loading,
+    Sandbox,
+    FirstRun,
+}
+
+impl fmt::Display for StartStage {
+    /// As in "a press ended ...".
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Self::Loading => "while it was loading templates and rendering samples",
+            Self::Sandbox => "while it was restricting itself",
+            Self::FirstRun => "or its first run, before that had rendered a sample",
+        })
+    }
 }
 
 impl PressEvent {
@@ -109,6 +135,8 @@ pub enum FrameKind {
     Render = b'S',
     /// Down, while a document is being rendered: it may use this many threads from now on, as JSON.
     Threads = b'T',
+    /// Up, once, before that: the run has rendered a sample in its sandbox. Only the first of a press.
+    Sandboxed = b's',
     /// Up, once, before any document: the run has warmed itself, and how long that took, as JSON.
     Warm = b'W',
     /// Up: the request is whole, the document's time begins.
@@ -125,8 +153,8 @@ impl TryFrom<u8> for FrameKind {
     type Error = io::Error;
 
     fn try_from(byte: u8) -> io::Result<Self> {
-        use FrameKind::{Begun, Data, Document, Pdf, Render, Response, Threads, Timings, Warm};
-        [Document, Data, Render, Threads, Warm, Begun, Pdf, Timings, Response]
+        use FrameKind::{Begun, Data, Document, Pdf, Render, Response, Sandboxed, Threads, Timings, Warm};
+        [Document, Data, Render, Threads, Sandboxed, Warm, Begun, Pdf, Timings, Response]
             .into_iter()
             .find(|kind| *kind as u8 == byte)
             .ok_or_else(|| invalid(format!("a frame of the unknown kind {byte:#04x}")))

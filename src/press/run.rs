@@ -4,6 +4,7 @@
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::AsFd;
 use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
 use std::time::{Duration, Instant};
@@ -34,13 +35,21 @@ const TIMINGS_EXPORT_TIME: Duration = Duration::from_secs(2);
 /// Serves requests from stdin until it ends, then ends this process.
 ///
 /// The sample is rendered first, for nothing but its effect on this process's memory: a fresh copy
-/// pays for every page that it touches first. Not if a document is waiting already.
-pub(super) fn main(typesetter: &Typesetter, cores: usize, level: SandboxLevel, sample: Option<Document>) -> ! {
+/// pays for every page that it touches first. Not if a document is waiting already. With the press's
+/// memo cache it is rendered once more before that, at once, to prove that the sandbox allows it.
+pub(super) fn main(
+    typesetter: &Typesetter,
+    cores: usize,
+    level: SandboxLevel,
+    sample: Option<&str>,
+    has_memo_cache: bool,
+) -> ! {
     panic::set_hook(Box::new(panic_hook));
     // Nothing may unwind into the frames copied from the press.
     let served = panic::catch_unwind(AssertUnwindSafe(|| {
-        let mut run = Run::start(typesetter, cores, level)?;
-        run.warm_up(sample)?;
+        // Not dropped: to close a file, a debug build makes a system call that a run may not make.
+        let mut run = ManuallyDrop::new(Run::start(typesetter, cores, level)?);
+        run.warm_up(sample.and_then(|template| typesetter.sample(template)), has_memo_cache)?;
         run.serve()
     }));
     os::exit_now(match served {
@@ -85,13 +94,18 @@ impl<'a> Run<'a> {
     /// process's own before a document needs it. With the press's memo cache it would be done at
     /// once, and touch next to nothing: a run of one invoice then takes 1.5 times as long as one in
     /// a run that never ends, instead of 1.1 times.
-    fn warm_up(&mut self, sample: Option<Document>) -> io::Result<()> {
+    fn warm_up(&mut self, sample: Option<Document>, has_memo_cache: bool) -> io::Result<()> {
         let Some(sample) = sample else { return Ok(()) };
         let began = Instant::now();
-        if !is_readable(&self.requests.pipe)? {
+        // What it looks like does not matter, not even whether it comes out.
+        let render = || pool::on_fixed_pool(1, || self.typesetter.set(sample.clone())).map(drop);
+        if has_memo_cache {
+            render()?;
+            protocol::write(&self.responses, Frame::empty(FrameKind::Sandboxed))?;
             typeset::forget_all_documents();
-            // What it looks like does not matter, not even whether it comes out.
-            let _ = pool::on_fixed_pool(1, || self.typesetter.set(sample))?;
+        }
+        if !is_readable(&self.requests.pipe)? {
+            render()?;
         }
         protocol::write(&self.responses, Frame::json(FrameKind::Warm, &began.elapsed()))
     }

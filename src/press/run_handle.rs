@@ -4,8 +4,9 @@
 //! bounded; how it ended comes from the press, through [`RunState`].
 
 use std::io;
+use std::iter;
 use std::mem;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -27,8 +28,8 @@ use super::press_process::Command;
 use super::protocol::{self, DocumentHeader, Frame, FrameCodec, FrameKind, Response};
 use crate::os::{EXIT_OUT_OF_MEMORY, ExitStatus, ProcessEnd};
 
-/// How long a run may take to begin with a document that has been sent, or to end when it has closed
-/// its pipe.
+/// How long a run may take to read a part of a document, to begin with a whole one, or to end when it
+/// has closed its pipe.
 const RESPONSE_GRACE: Duration = Duration::from_secs(2);
 
 /// How long a run may take to end when it is killed: to free 2 GB takes the kernel 200 ms.
@@ -39,6 +40,9 @@ const DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// More of what a run writes to stderr is thrown away.
 const MAX_STDERR_BYTES: usize = 4096;
+/// More of that is not told.
+const MAX_STDERR_LINES: usize = 5;
+const MAX_STDERR_LINE_BYTES: usize = 200;
 
 /// What the press has told of a run. Nothing more comes when the press is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,9 +87,9 @@ pub enum RunFailure {
     NotForked(String),
     /// The press is gone, and the run with it, or does not answer: nobody's fault.
     PressLost(String),
-    /// One run after the other has ended before it had begun with anything. There will be no other
-    /// in this invocation.
-    Stillborn(String),
+    /// One run or press after the other has ended before it had begun with a document. There will be no
+    /// other in this invocation.
+    GivenUp(String),
 }
 
 /// Why a run ended before it had answered.
@@ -95,8 +99,10 @@ pub enum Cause {
     Document,
     /// The document had its time, and the function had the run killed.
     TimeLimit,
-    /// The run was refused memory, or its PDF was larger than there is room for.
+    /// The run was refused memory.
     MemoryLimit,
+    /// The PDF is larger than the function has room for, and the run was killed.
+    PdfTooLarge,
     /// Ended from outside, before the document had begun, or for saying what makes no sense: the
     /// document deserves another try.
     External,
@@ -109,6 +115,14 @@ pub struct RunEnd {
     pub stderr: String,
 }
 
+impl RunEnd {
+    /// The first few lines of what it had written to stderr, shortened.
+    pub fn stderr_lines(&self) -> impl Iterator<Item = &str> {
+        let lines = self.stderr.lines().filter(|line| !line.trim().is_empty());
+        lines.take(MAX_STDERR_LINES).map(|line| &line[..line.floor_char_boundary(MAX_STDERR_LINE_BYTES)])
+    }
+}
+
 /// The function's hold on a run. Dropping it asks for the run to be killed.
 pub(super) struct RunHandle {
     number: u64,
@@ -118,12 +132,16 @@ pub(super) struct RunHandle {
     responses: FramedRead<pipe::Receiver, FrameCodec>,
     stderr: Stderr,
     forked_at: Instant,
+    /// The template whose sample it warms itself with, if any.
+    sample: Option<usize>,
     /// Until it says that it is warm: a document would have to wait.
     is_warming: bool,
     /// One byte of a message has been sent to it, or may have been.
     has_seen_message: bool,
     /// It has answered for a document, so the next one is not its first.
     has_answered: bool,
+    /// It has been given a document, and has not answered for it.
+    is_at_work: bool,
 }
 
 impl RunHandle {
@@ -137,8 +155,8 @@ impl RunHandle {
         let (stderr, stderr_of_run) = unistd::pipe2(OFlag::O_CLOEXEC)?;
         let (state_sender, state) = watch::channel(RunState::Requested);
         // Our ends do not block, the run's do: what it writes to stderr must not be an error.
-        let (requests, responses) = (pipe::Sender::from_owned_fd(requests)?, responses_end(responses)?);
-        let stderr = Stderr::read(responses_end(stderr)?);
+        let (requests, responses) = (pipe::Sender::from_owned_fd(requests)?, pipe::Receiver::from_owned_fd(responses)?);
+        let stderr = Stderr::read(pipe::Receiver::from_owned_fd(stderr)?);
         let pipes = [requests_of_run, responses_of_run, stderr_of_run];
         // If the press is gone, the state says so.
         let _ = press.send(Command::Fork { run: number, sample, pipes, state: state_sender });
@@ -150,9 +168,11 @@ impl RunHandle {
             responses: FramedRead::new(responses, FrameCodec::default()),
             stderr,
             forked_at: Instant::now(),
+            sample,
             is_warming: sample.is_some(),
             has_seen_message: false,
             has_answered: false,
+            is_at_work: false,
         })
     }
 
@@ -163,6 +183,16 @@ impl RunHandle {
     /// Whether it has answered for no document yet.
     pub fn is_fresh(&self) -> bool {
         !self.has_answered
+    }
+
+    /// Whether it waits for another document after one that it has answered for.
+    pub fn is_at_rest(&self) -> bool {
+        self.has_answered && !self.is_at_work
+    }
+
+    /// The template whose sample it warms itself with, if any.
+    pub fn sample(&self) -> Option<usize> {
+        self.sample
     }
 
     pub fn pid(&self) -> Option<u32> {
@@ -183,12 +213,27 @@ impl RunHandle {
         self.is_warming.then(|| self.forked_at.elapsed())
     }
 
+    /// Waits until it has rendered a sample in its sandbox, if it is the first of its press. `false`
+    /// when it has ended or says something else.
+    pub async fn is_sandboxed(&mut self) -> bool {
+        matches!(self.responses.next().await, Some(Ok(frame)) if frame.kind == FrameKind::Sandboxed)
+    }
+
     /// Waits until it is warm, and tells how long that took it. `None` when it has ended or says
     /// something else.
     pub async fn warmed(&mut self) -> Option<Duration> {
-        let frame = self.responses.next().await?.ok().filter(|frame| frame.kind == FrameKind::Warm)?;
-        self.is_warming = false;
-        frame.parse().ok()
+        loop {
+            let frame = self.responses.next().await?.ok()?;
+            match frame.kind {
+                FrameKind::Sandboxed => {}
+                FrameKind::Warm => {
+                    self.is_warming = false;
+                    // It cannot have taken longer than it is there.
+                    return frame.parse::<Duration>().ok().map(|took| took.min(self.forked_at.elapsed()));
+                }
+                _ => return None,
+            }
+        }
     }
 
     /// Whether it has said something that the function has not read.
@@ -197,11 +242,10 @@ impl RunHandle {
         !self.responses.read_buffer().is_empty() || poll(&mut pipe, PollTimeout::ZERO) != Ok(0)
     }
 
-    /// Waits until the press has forked it, or has told that it cannot.
-    pub async fn forked(&mut self) {
+    /// Waits until the press has forked it, or has told that it cannot. `false` when it does not tell.
+    pub async fn is_forked(&mut self) -> bool {
         let is_told = |state: &RunState| *state != RunState::Requested;
-        // Else there is no press, which the next document finds out.
-        let _ = timeout(KILL_TIMEOUT, self.state.wait_for(is_told)).await;
+        timeout(KILL_TIMEOUT, self.state.wait_for(is_told)).await.is_ok_and(|told| told.is_ok())
     }
 
     /// Has the run killed, if it has not ended by itself. Returns at once.
@@ -234,7 +278,7 @@ impl RunHandle {
         request: &Request,
         threads: &mut watch::Receiver<usize>,
     ) -> Result<RunResponse, RunFailure> {
-        self.has_seen_message = true;
+        (self.has_seen_message, self.is_at_work) = (true, true);
         let was_fresh = self.is_fresh();
         let mut reception = Reception::new(request.max_response_bytes);
         let stop = tokio::select! {
@@ -242,7 +286,7 @@ impl RunHandle {
             _ = ended(&mut self.state) => Stop::RunEnded,
         };
         if let Some(response) = reception.response.take() {
-            self.has_answered = true;
+            (self.has_answered, self.is_at_work) = (true, false);
             return Ok(reception.into_response(response));
         }
         if matches!(stop, Stop::PipeClosed) {
@@ -289,7 +333,9 @@ enum Stop {
     /// The run has closed a pipe.
     PipeClosed,
     Nonsense,
-    /// The document has used all the time it was given, or the run has not begun with it.
+    /// The run has not begun with the document in the time it has for that.
+    NotBegun,
+    /// The document has used all the time it was given.
     TimeIsOver,
     TooLarge,
 }
@@ -327,6 +373,10 @@ impl Reception {
         Ok(())
     }
 
+    fn too_late(&self) -> Stop {
+        if self.has_begun { Stop::TimeIsOver } else { Stop::NotBegun }
+    }
+
     fn into_response(self, response: Response) -> RunResponse {
         RunResponse { response, pdf: self.pdf.freeze(), timings: self.timings.freeze() }
     }
@@ -341,26 +391,24 @@ async fn exchange(
     reception: &mut Reception,
 ) -> Stop {
     let time_limit = request.header.time_limit;
-    let mut give_up_at = Instant::now() + time_limit.saturating_add(RESPONSE_GRACE);
-    match timeout_at(give_up_at, send_request(requests, request)).await {
-        Ok(Ok(())) => {}
-        Ok(Err(_)) => return Stop::PipeClosed,
-        Err(_) => return Stop::TimeIsOver,
+    match send_request(requests, request).await {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => return Stop::NotBegun,
+        Err(_) => return Stop::PipeClosed,
     }
-    give_up_at = Instant::now() + RESPONSE_GRACE;
+    let mut give_up_at = Instant::now() + RESPONSE_GRACE;
     loop {
         let frame = tokio::select! {
             frame = responses.next() => frame,
             Ok(()) = threads.changed() => {
                 let allowed = *threads.borrow_and_update();
                 match timeout_at(give_up_at, requests.send(Frame::json(FrameKind::Threads, &allowed))).await {
-                    Ok(Ok(())) => continue,
-                    // It may have answered and ended meanwhile.
-                    Ok(Err(_)) => responses.next().await,
-                    Err(_) => return Stop::TimeIsOver,
+                    // It may have answered and ended meanwhile, which its other pipe tells.
+                    Ok(_) => continue,
+                    Err(_) => return reception.too_late(),
                 }
             }
-            () = sleep_until(give_up_at) => return Stop::TimeIsOver,
+            () = sleep_until(give_up_at) => return reception.too_late(),
         };
         let frame = match frame {
             Some(Ok(frame)) => frame,
@@ -380,12 +428,14 @@ async fn exchange(
     }
 }
 
+/// Sends a document, each part of it in the time that a run has to take one.
 async fn send_request(requests: &mut FramedWrite<pipe::Sender, FrameCodec>, request: &Request) -> io::Result<()> {
-    requests.feed(Frame::json(FrameKind::Document, &request.header)).await?;
-    for chunk in request.content.iter().flat_map(|part| protocol::chunks(FrameKind::Data, part)) {
-        requests.feed(chunk).await?;
+    let header = Frame::json(FrameKind::Document, &request.header);
+    let chunks = request.content.iter().flat_map(|part| protocol::chunks(FrameKind::Data, part));
+    for frame in iter::once(header).chain(chunks).chain([Frame::empty(FrameKind::Render)]) {
+        timeout(RESPONSE_GRACE, requests.send(frame)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
     }
-    requests.send(Frame::empty(FrameKind::Render)).await
+    Ok(())
 }
 
 /// Waits for what the press tells of a run's end.
@@ -420,8 +470,10 @@ fn cause(stop: &Stop, has_begun: bool, was_fresh: bool, end: &RunEnd) -> Cause {
         return Cause::External;
     }
     match (stop, end.process.status) {
+        (Stop::NotBegun, _) => Cause::External,
         (Stop::TimeIsOver, _) => Cause::TimeLimit,
-        (Stop::TooLarge, _) | (_, ExitStatus::Exited(EXIT_OUT_OF_MEMORY)) => Cause::MemoryLimit,
+        (Stop::TooLarge, _) => Cause::PdfTooLarge,
+        (_, ExitStatus::Exited(EXIT_OUT_OF_MEMORY)) => Cause::MemoryLimit,
         (_, status) => match status.signal() {
             // What Rust says when a new thread has no room for its signal stack.
             Some(Signal::SIGABRT) if end.stderr.contains("failed to allocate an alternative stack") => {
@@ -433,10 +485,6 @@ fn cause(stop: &Stop, has_begun: bool, was_fresh: bool, end: &RunEnd) -> Cause {
             _ => Cause::External,
         },
     }
-}
-
-fn responses_end(pipe: OwnedFd) -> io::Result<pipe::Receiver> {
-    pipe::Receiver::from_owned_fd(pipe)
 }
 
 /// What a run writes to stderr. It is read all the time, so that the run never waits for that.

@@ -11,7 +11,7 @@ use std::os::fd::RawFd;
 use std::process;
 use std::str::FromStr;
 
-use landlock::{ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetStatus, Scope};
+use landlock::{ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, RulesetCreated, RulesetStatus, Scope};
 use libc::c_long;
 use nix::errno::Errno;
 use nix::sys::prctl;
@@ -19,10 +19,11 @@ use nix::sys::resource::{Resource, rlim_t, setrlimit};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
 };
+use serde::{Deserialize, Serialize};
 
 /// How far a press and its runs are restricted. A kernel may lack one of these, and Lambda's own
 /// filter may kill who asks for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum SandboxLevel {
     /// An empty environment, no inherited files, no core dumps, no files written, no new privileges.
     Bare,
@@ -108,7 +109,6 @@ const PRESS_ALLOWLIST: &[c_long] = &[
     libc::SYS_recvmsg,
     libc::SYS_sendmsg,
     libc::SYS_wait4,
-    libc::SYS_kill,
     libc::SYS_tgkill,
     libc::SYS_getppid,
     libc::SYS_fcntl,
@@ -128,18 +128,52 @@ const NEW_NAMESPACES: libc::c_int = libc::CLONE_NEWNS
     | libc::CLONE_NEWNET
     | libc::CLONE_NEWCGROUP;
 
-/// Restricts a press that is warm, as far as `level` says and the kernel can.
+/// What a press asks the kernel for before it gets warm, so that a filter around it which kills for
+/// that kills early.
+pub struct Preparation {
+    level: SandboxLevel,
+    ruleset: Option<RulesetCreated>,
+}
+
+impl Preparation {
+    /// Prepares for a level, or for the one below it where the kernel has no Landlock.
+    ///
+    /// # Errors
+    /// When the kernel refuses for another reason. It may also kill this process instead.
+    pub fn for_level(level: SandboxLevel) -> io::Result<Self> {
+        if level < SandboxLevel::SeccompAndLandlock {
+            return Ok(Self { level, ruleset: None });
+        }
+        let abi = ABI::V6;
+        // The first ABI is what is asked for; what newer ones add is taken where it is there.
+        let ruleset = Ruleset::default()
+            .handle_access(AccessFs::from_all(abi))
+            .and_then(|rules| rules.handle_access(AccessNet::from_all(abi)))
+            .and_then(|rules| rules.scope(Scope::from_all(abi)))
+            .and_then(Ruleset::create)
+            .map_err(io::Error::other)?;
+        Ok(Self { level, ruleset: Some(ruleset) })
+    }
+}
+
+/// Restricts a press that is warm, as far as it has prepared for that and the kernel can. Gives the
+/// level that has been reached.
 ///
 /// # Errors
-/// When the kernel refuses what the level asks for. It may also kill this process instead.
-pub fn restrict_press(level: SandboxLevel) -> io::Result<()> {
+/// When the kernel refuses. It may also kill this process instead.
+pub fn restrict_press(preparation: Preparation) -> io::Result<SandboxLevel> {
+    let Preparation { mut level, ruleset } = preparation;
     setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
     setrlimit(Resource::RLIMIT_FSIZE, 0, 0)?;
     let max_files = rlim_t::try_from(MAX_FILES).map_err(io::Error::other)?;
     setrlimit(Resource::RLIMIT_NOFILE, max_files, max_files)?;
     prctl::set_no_new_privs()?;
-    if level >= SandboxLevel::SeccompAndLandlock {
-        open_no_file()?;
+    // Every right that Landlock knows is handled and none is granted: no file can be opened or
+    // changed, no port used, and no process outside signalled.
+    if let Some(ruleset) = ruleset
+        && ruleset.restrict_self().map_err(io::Error::other)?.ruleset == RulesetStatus::NotEnforced
+    {
+        level = SandboxLevel::Seccomp;
     }
     if level >= SandboxLevel::Seccomp {
         // glibc tries these and goes on without: it starts a thread by `clone`, whose flags can
@@ -149,26 +183,7 @@ pub fn restrict_press(level: SandboxLevel) -> io::Result<()> {
         let denied = SeccompAction::Errno(Errno::EPERM as u32);
         apply(filter(press_rules()?, denied, SeccompAction::Allow)?)?;
     }
-    Ok(())
-}
-
-/// Every right that Landlock knows is handled and none is granted: no file can be opened or
-/// changed, no port used, and no process outside signalled.
-fn open_no_file() -> io::Result<()> {
-    let abi = ABI::V6;
-    let status = Ruleset::default()
-        // The first ABI is what is asked for; what newer ones add is taken where it is there.
-        .set_compatibility(CompatLevel::BestEffort)
-        .handle_access(AccessFs::from_all(abi))
-        .and_then(|rules| rules.handle_access(AccessNet::from_all(abi)))
-        .and_then(|rules| rules.scope(Scope::from_all(abi)))
-        .and_then(Ruleset::create)
-        .and_then(landlock::RulesetCreated::restrict_self)
-        .map_err(io::Error::other)?;
-    match status.ruleset {
-        RulesetStatus::NotEnforced => Err(io::Error::other("this kernel has no Landlock")),
-        _ => Ok(()),
-    }
+    Ok(level)
 }
 
 /// Restricts this process, a run, to what rendering takes. For any other system call it is killed.
@@ -201,12 +216,13 @@ fn run_rules(own_id: u64) -> io::Result<Rules> {
 }
 
 fn press_rules() -> io::Result<Rules> {
-    let options = [libc::PR_SET_NAME, libc::PR_SET_PDEATHSIG, libc::PR_SET_NO_NEW_PRIVS, libc::PR_SET_SECCOMP];
+    let options = [libc::PR_SET_NAME, libc::PR_SET_PDEATHSIG, libc::PR_SET_NO_NEW_PRIVS];
     let mut rules = memory_rules()?;
     rules.extend(unconditional(RUN_ALLOWLIST));
     rules.extend(unconditional(PRESS_ALLOWLIST));
     rules.extend([
         (libc::SYS_clone, vec![rule(&[has_not_bits(0, NEW_NAMESPACES)?])?]),
+        (libc::SYS_kill, vec![rule(&[is(1, libc::SIGKILL as u64)?])?]),
         (libc::SYS_prctl, options.iter().map(|option| rule(&[is(0, *option as u64)?])).collect::<io::Result<_>>()?),
     ]);
     Ok(rules)

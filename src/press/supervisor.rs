@@ -3,14 +3,15 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use nix::sys::prctl;
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::timeout;
 
-use super::press_process::{Command, PressProcess, PressSettings, StartError, StartStage};
+use super::press_process::{Command, PressProcess, PressSettings, StartError};
+use super::protocol::StartStage;
 use super::run_handle::{Cause, RunEnd, RunFailure, RunHandle};
 use super::sandbox::SandboxLevel;
 use super::worker::Worker;
@@ -22,7 +23,7 @@ const END_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How often a press is started again, and a run forked for each worker, with none of them getting
 /// to a document. Then the invocation's documents fail for now.
-const MAX_STARTS_IN_VAIN: usize = 3;
+const MAX_FAILURES: usize = 3;
 
 /// What function and workers share of the press. It stays when the press is replaced.
 pub struct Supervisor {
@@ -38,11 +39,11 @@ pub struct Supervisor {
     warm_up_times: RefCell<BTreeMap<usize, Duration>>,
     warm: RefCell<Warm>,
     stats: RefCell<PressStats>,
-    in_vain: RefCell<InVain>,
+    failures: RefCell<FailureStreak>,
 }
 
 struct Running {
-    pid: Option<u32>,
+    pid: u32,
     commands: mpsc::UnboundedSender<Command>,
 }
 
@@ -53,9 +54,9 @@ struct Warm {
     run: Holdings,
 }
 
-/// Starts and forks since a document was last begun with.
+/// Presses started and runs ended since a document was last begun with.
 #[derive(Default)]
-struct InVain {
+struct FailureStreak {
     presses: usize,
     runs: usize,
     reason: String,
@@ -96,8 +97,7 @@ impl Supervisor {
         settings: PressSettings,
         workers: usize,
     ) -> Result<(Rc<Self>, Vec<Worker>, TemplateVersions), StartError> {
-        prctl::set_child_subreaper(true)
-            .map_err(|errno| StartError::Spawn { program: settings.program.clone(), error: errno.into() })?;
+        prctl::set_child_subreaper(true).map_err(StartError::Subreaper)?;
         let supervisor = Rc::new(Self {
             settings: RefCell::new(settings),
             workers,
@@ -108,58 +108,62 @@ impl Supervisor {
             warm_up_times: RefCell::default(),
             warm: RefCell::default(),
             stats: RefCell::default(),
-            in_vain: RefCell::default(),
+            failures: RefCell::default(),
         });
         let mut workers: Vec<Worker> = (1..=workers).map(|number| Worker::new(number, supervisor.clone())).collect();
-        let mut failed_at = None;
+        let mut failures = Vec::new();
         loop {
-            let error = match supervisor.start_and_prove(&mut workers).await {
+            match supervisor.start_and_prove(&mut workers).await {
                 Ok(templates) => return Ok((supervisor, workers, templates)),
-                Err(error) => error,
-            };
-            failed_at = Some(supervisor.try_again_after(error, failed_at)?);
+                Err(error) => supervisor.decide_on_another_start(error, &mut failures)?,
+            }
         }
     }
 
-    /// Decides how to start a press after one has ended in its start. It may have been killed from
-    /// outside; or for asking for a part of its sandbox, or the kernel may lack that: but then it
-    /// ends there again.
-    fn try_again_after(&self, error: StartError, failed_at: Option<StartStage>) -> Result<StartStage, StartError> {
+    /// Decides how to start a press after one has ended in its start: `failures` are the stages in which
+    /// they have at this level. It may have been killed from outside, or for asking for a part of its
+    /// sandbox: but then it ends in the same stage again.
+    fn decide_on_another_start(&self, error: StartError, failures: &mut Vec<StartStage>) -> Result<(), StartError> {
         let StartError::Ended { stage, .. } = error else { return Err(error) };
         let level = self.sandbox_level();
-        if failed_at != Some(stage) {
+        let is_second = failures.contains(&stage);
+        failures.push(stage);
+        if !is_second {
             tracing::warn!(%error, %level, "a press is started again in the same way");
-            return Ok(stage);
+            return Ok(());
         }
-        match level.lower().filter(|_| stage != StartStage::Loading) {
-            Some(lower) => {
-                tracing::warn!(%error, %level, %lower, "twice: a press is started with a lower level of the sandbox");
-                self.settings.borrow_mut().sandbox_level = lower;
-                // One that ends at the lower level is given a second chance there, too.
-                Ok(StartStage::Loading)
-            }
-            None => Err(error),
-        }
+        let Some(lower) = level.lower().filter(|_| stage != StartStage::Loading) else { return Err(error) };
+        tracing::warn!(%error, %level, %lower, "the second time: a press is started with a lower level of the sandbox");
+        self.settings.borrow_mut().sandbox_level = lower;
+        failures.clear();
+        Ok(())
     }
 
     async fn start_and_prove(&self, workers: &mut [Worker]) -> Result<TemplateVersions, StartError> {
+        let began = Instant::now();
         let templates = self.start_press(&mut *self.press.lock().await).await?;
-        join_all(workers.iter_mut().map(Worker::fork_ahead)).await;
-        let Some(first) = workers.first_mut() else { return Ok(templates) };
+        let press_warm_after = began.elapsed();
+        let Some((first, others)) = workers.split_first_mut() else { return Ok(templates) };
         if let Err(how) = first.prove().await {
-            workers.iter_mut().for_each(Worker::drop_run);
+            first.drop_run();
             self.kill_press(None).await;
             return Err(StartError::Ended { stage: StartStage::FirstRun, how });
         }
-        self.warm.borrow_mut().run = first.run_id().map(Holdings::of).unwrap_or_default();
+        others.iter_mut().for_each(Worker::fork_ahead);
+        let milliseconds = [press_warm_after, began.elapsed()].map(|time| time.as_millis());
+        tracing::debug!(press = milliseconds[0], first_run = milliseconds[1], "warm after so many ms");
+        let mut holdings = first.run_id().map(Holdings::of).unwrap_or_default();
+        // It may be rendering its sample again, on threads that end.
+        holdings.threads = [("run".to_owned(), 1)].into();
+        self.warm.borrow_mut().run = holdings;
         Ok(templates)
     }
 
     async fn start_press(&self, slot: &mut Option<PressProcess>) -> Result<TemplateVersions, StartError> {
         let settings = self.settings.borrow().clone();
         let press = slot.insert(PressProcess::spawn(&settings)?);
-        let templates = match press.ready().await {
-            Ok(templates) => templates,
+        let (templates, level) = match press.ready().await {
+            Ok(ready) => ready,
             Err(error) => {
                 let status = match slot.take() {
                     Some(press) => press.stop().await,
@@ -169,9 +173,13 @@ impl Supervisor {
             }
         };
         let (pid, commands) = (press.pid(), press.commands());
+        if level < settings.sandbox_level {
+            tracing::warn!(%level, wanted = %settings.sandbox_level, "the kernel has no Landlock");
+        }
+        self.settings.borrow_mut().sandbox_level = level.min(settings.sandbox_level);
         *self.running.borrow_mut() = Some(Running { pid, commands });
         *self.templates.borrow_mut() = templates.keys().cloned().collect();
-        let mut holdings = pid.map(Holdings::of).unwrap_or_default();
+        let mut holdings = Holdings::of(pid);
         holdings.children = [("run".to_owned(), self.workers)].into();
         self.warm.borrow_mut().press = holdings;
         Ok(templates)
@@ -186,7 +194,7 @@ impl Supervisor {
     /// The press's process id, while there is one.
     #[must_use]
     pub fn press_id(&self) -> Option<u32> {
-        self.running.borrow().as_ref().and_then(|running| running.pid)
+        self.running.borrow().as_ref().map(|running| running.pid)
     }
 
     /// What the press held when it had just become warm, with a run for each worker.
@@ -219,7 +227,7 @@ impl Supervisor {
             self.kill_press(None).await;
         }
         self.reap_press_if_gone().await;
-        self.in_vain.take();
+        self.failures.take();
     }
 
     /// Starts another press in place of this one, and runs of it that warm themselves.
@@ -227,7 +235,8 @@ impl Supervisor {
         workers.iter_mut().for_each(Worker::drop_run);
         self.stop_press().await;
         self.ensure_running().await;
-        join_all(workers.iter_mut().map(Worker::fork_ahead)).await;
+        workers.iter_mut().for_each(Worker::fork_ahead);
+        join_all(workers.iter_mut().map(Worker::forked)).await;
     }
 
     /// Ends the press and its runs, and waits for them.
@@ -244,17 +253,22 @@ impl Supervisor {
         }
         if slot.is_some() {
             tracing::warn!("the press has ended, and another is started");
+            "the press had ended before a document had begun".clone_into(&mut self.failures.borrow_mut().reason);
         }
         self.kill_in(&mut slot).await;
-        if self.in_vain.borrow().presses >= MAX_STARTS_IN_VAIN {
-            return Err(StartError::GivenUp(self.in_vain.borrow().reason.clone()));
+        if self.failures.borrow().presses >= MAX_FAILURES {
+            return Err(StartError::GivenUp(self.failures.borrow().reason.clone()));
         }
         let started = self.start_press(&mut slot).await;
-        let mut in_vain = self.in_vain.borrow_mut();
-        in_vain.presses += 1;
+        let mut failures = self.failures.borrow_mut();
+        failures.presses += 1;
         match &started {
             Ok(_) => self.stats.borrow_mut().replaced_presses += 1,
-            Err(error) => in_vain.reason = error.to_string(),
+            Err(error) => failures.reason = error.to_string(),
+        }
+        if failures.presses == MAX_FAILURES {
+            let reason = &failures.reason;
+            tracing::error!(reason, "presses end before a document begins: after this one documents fail for now");
         }
         started.map(drop)
     }
@@ -307,7 +321,7 @@ impl Supervisor {
         self.templates.borrow().iter().position(|name| name == template)
     }
 
-    pub(super) fn usual_warm_up(&self, template: usize) -> Option<Duration> {
+    pub(super) fn last_warm_up(&self, template: usize) -> Option<Duration> {
         self.warm_up_times.borrow().get(&template).copied()
     }
 
@@ -324,7 +338,7 @@ impl Supervisor {
     }
 
     pub(super) fn run_has_begun(&self) {
-        self.in_vain.take();
+        self.failures.take();
     }
 
     /// Tells of a run that has seen a message.
@@ -341,35 +355,35 @@ impl Supervisor {
         }
         match failure {
             RunFailure::Ended { has_begun: true, .. } => self.run_has_begun(),
-            RunFailure::Ended { end, .. } => self.run_was_stillborn(format!("the last run {}", end.process.status)),
-            RunFailure::NotForked(reason) => self.run_was_stillborn(reason.clone()),
+            RunFailure::Ended { end, .. } => self.run_has_not_begun(format!("the last run {}", end.process.status)),
+            RunFailure::NotForked(reason) => self.run_has_not_begun(reason.clone()),
             // How often a press is started is counted apart.
-            RunFailure::PressLost(_) | RunFailure::Stillborn(_) => {}
+            RunFailure::PressLost(_) | RunFailure::GivenUp(_) => {}
         }
     }
 
-    fn run_was_stillborn(&self, reason: String) {
-        let mut in_vain = self.in_vain.borrow_mut();
-        in_vain.runs += 1;
-        in_vain.reason = reason;
-        if in_vain.runs == self.max_stillborn_runs() {
-            let (runs, reason) = (in_vain.runs, &in_vain.reason);
+    fn run_has_not_begun(&self, reason: String) {
+        let mut failures = self.failures.borrow_mut();
+        failures.runs += 1;
+        failures.reason = reason;
+        if failures.runs == self.max_failed_runs() {
+            let (runs, reason) = (failures.runs, &failures.reason);
             tracing::error!(runs, reason, "runs end before they begin: the invocation's documents fail for now");
         }
     }
 
     /// # Errors
     /// When one run after the other has ended before it had begun with a document.
-    pub(super) fn check_stillborn(&self) -> Result<(), RunFailure> {
-        let in_vain = self.in_vain.borrow();
-        if in_vain.runs < self.max_stillborn_runs() {
+    pub(super) fn check_given_up(&self) -> Result<(), RunFailure> {
+        let failures = self.failures.borrow();
+        if failures.runs < self.max_failed_runs() {
             return Ok(());
         }
-        let (runs, reason) = (in_vain.runs, &in_vain.reason);
-        Err(RunFailure::Stillborn(format!("{runs} runs in a row have ended before they had begun: {reason}")))
+        let (runs, reason) = (failures.runs, &failures.reason);
+        Err(RunFailure::GivenUp(format!("{runs} runs in a row have ended before they had begun: {reason}")))
     }
 
-    fn max_stillborn_runs(&self) -> usize {
-        MAX_STARTS_IN_VAIN * self.workers
+    fn max_failed_runs(&self) -> usize {
+        MAX_FAILURES * self.workers
     }
 }

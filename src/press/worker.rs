@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::press_process::StartError;
 use super::protocol::Response;
 use super::run_handle::{Request, RunFailure, RunHandle, RunResponse};
 use super::supervisor::Supervisor;
@@ -50,7 +51,7 @@ impl Worker {
         request: &Request,
         threads: &mut watch::Receiver<usize>,
     ) -> Result<RunResponse, RunFailure> {
-        self.supervisor.check_stillborn()?;
+        self.supervisor.check_given_up()?;
         self.last_template = self.supervisor.index_of(&request.header.template).or(self.last_template);
         let run = self.ready_run().await?;
         let rendered = run.render(request, threads).await;
@@ -75,10 +76,11 @@ impl Worker {
     /// Ends the run if it has seen a message, and waits until it has been reaped. Another is forked
     /// at the same time, ahead of the next invocation.
     pub async fn end_invocation(&mut self) {
-        if let Some(run) = self.run.as_mut().filter(|run| run.is_alive() && !run.has_seen_message()) {
-            return run.forked().await;
+        let is_ahead = |run: &RunHandle| run.is_alive() && !run.has_seen_message() && run.sample().is_some();
+        if self.run.as_ref().is_some_and(is_ahead) {
+            return self.forked().await;
         }
-        self.look_at_run().await;
+        self.check_growth().await;
         self.replace_run(self.last_template).await;
     }
 
@@ -89,21 +91,29 @@ impl Worker {
     }
 
     /// Forks a run that warms itself, if there is none.
-    pub(super) async fn fork_ahead(&mut self) {
+    pub(super) fn fork_ahead(&mut self) {
         if self.run.as_ref().is_none_or(|run| !run.is_alive()) {
             self.run = self.supervisor.fork(self.last_template);
         }
-        if let Some(run) = &mut self.run {
-            run.forked().await;
+    }
+
+    /// Waits until the press has forked the run, if one has been asked for.
+    pub(super) async fn forked(&mut self) {
+        if let Some(run) = &mut self.run
+            && !run.is_forked().await
+        {
+            self.supervisor.kill_press(Some(run.press())).await;
         }
     }
 
-    /// Waits until the run that was forked ahead is warm. How it ended, if it did instead.
+    /// Forks the first run of a press, and waits until it has rendered a sample in its sandbox. How it
+    /// ended, if it did instead.
     pub(super) async fn prove(&mut self) -> Result<(), String> {
-        if timeout(WARM_UP_TIMEOUT, self.is_warmed()).await == Ok(true) {
+        self.fork_ahead();
+        let Some(run) = &mut self.run else { return Err("no run can be forked".to_owned()) };
+        if timeout(WARM_UP_TIMEOUT, run.is_sandboxed()).await == Ok(true) {
             return Ok(());
         }
-        let Some(run) = &mut self.run else { return Err("no run can be forked".to_owned()) };
         run.kill();
         match run.ended().await {
             Ok(end) => Err(format!("it {}. {}", end.process.status, end.stderr.trim_end())),
@@ -115,7 +125,7 @@ impl Worker {
     pub(super) async fn is_warmed(&mut self) -> bool {
         let Some(run) = &mut self.run else { return false };
         let warmed = run.warmed().await;
-        if let (Some(template), Some(took)) = (self.last_template, warmed) {
+        if let (Some(template), Some(took)) = (run.sample(), warmed) {
             self.supervisor.run_has_warmed(template, took);
         }
         warmed.is_some()
@@ -128,7 +138,10 @@ impl Worker {
 
     /// A run that is there and has nothing left to say, warm if that is worth waiting for.
     async fn ready_run(&mut self) -> Result<&mut RunHandle, RunFailure> {
-        self.supervisor.press().await.map_err(|error| RunFailure::PressLost(error.to_string()))?;
+        self.supervisor.press().await.map_err(|error| match error {
+            StartError::GivenUp(reason) => RunFailure::GivenUp(reason),
+            error => RunFailure::PressLost(error.to_string()),
+        })?;
         if !self.is_ready_in_time().await {
             self.replace_run(None).await;
         }
@@ -141,11 +154,11 @@ impl Worker {
     async fn is_ready_in_time(&mut self) -> bool {
         let Some(run) = self.run.as_ref().filter(|run| run.is_alive()) else { return false };
         if let Some(warming_for) = run.warming_for() {
-            let usual = self.last_template.and_then(|template| self.supervisor.usual_warm_up(template));
-            let patience = usual.map(|usual| (usual * 3 / 2).saturating_sub(warming_for));
-            let is_nearly_warm = run.has_something_to_say() || usual.is_some_and(|usual| warming_for >= usual / 2);
-            let patience = patience.unwrap_or_default().max(Duration::from_millis(1));
-            if !is_nearly_warm || timeout(patience, self.is_warmed()).await != Ok(true) {
+            let last_time = run.sample().and_then(|template| self.supervisor.last_warm_up(template));
+            let is_nearly_warm = run.has_something_to_say() || last_time.is_some_and(|time| warming_for >= time / 2);
+            let max_wait = last_time.map(|time| (time * 3 / 2).saturating_sub(warming_for));
+            let max_wait = max_wait.unwrap_or_default().max(Duration::from_millis(1));
+            if !is_nearly_warm || timeout(max_wait, self.is_warmed()).await != Ok(true) {
                 return false;
             }
         }
@@ -164,7 +177,8 @@ impl Worker {
         if let Some(run) = self.run.as_mut().filter(|run| run.has_seen_message()) {
             match run.ended().await {
                 Ok(end) => self.supervisor.run_has_ended(self.number, None, &end),
-                Err(_) => self.supervisor.kill_press(Some(run.press())).await,
+                Err(RunFailure::PressLost(_)) => self.supervisor.kill_press(Some(run.press())).await,
+                Err(_) => {}
             }
         }
         self.run = next;
@@ -172,8 +186,8 @@ impl Worker {
 
     /// Looks whether the run, which has answered for all its documents, holds more than when it was
     /// fresh.
-    async fn look_at_run(&self) {
-        let Some(pid) = self.run.as_ref().filter(|run| !run.is_fresh()).and_then(RunHandle::pid) else { return };
+    async fn check_growth(&self) {
+        let Some(pid) = self.run.as_ref().filter(|run| run.is_at_rest()).and_then(RunHandle::pid) else { return };
         let process = format!("run {}", self.number);
         let warm = self.supervisor.warm_run();
         let look = || Holdings::of(pid).growth_since(&warm, &process);

@@ -23,11 +23,11 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{self, ForkResult, Pid};
 
 use super::control_socket::{PressEnd, Received};
-use super::protocol::{PressCommand, PressEvent};
+use super::protocol::{PressCommand, PressEvent, StartStage};
 use super::run;
-use super::sandbox::{self, SandboxLevel};
+use super::sandbox::{self, Preparation, SandboxLevel};
 use crate::os::{self, ForkError, ThreadCount};
-use crate::typeset::{SetError, TemplateVersion, Typesetter, pool};
+use crate::typeset::{self, SetError, TemplateVersion, Typesetter, pool};
 
 /// Is a press until the function, whose process id is `function`, closes its end of the control
 /// socket, which is stdin.
@@ -54,6 +54,8 @@ struct Zygote {
     /// Tells that a run has ended.
     child_signals: SignalFd,
     runs: BTreeMap<u64, Pid>,
+    /// Whether this process has what Typst has memoized of the samples.
+    has_memo_cache: bool,
     unsent: VecDeque<PressEvent>,
 }
 
@@ -71,20 +73,24 @@ impl Zygote {
         die_with(Pid::from_raw(i32::try_from(function).map_err(io::Error::other)?))?;
         close_inherited_files()?;
         let control = PressEnd(io::stdin());
+        control.send(&PressEvent::Starting { stage: StartStage::Sandbox })?;
+        let preparation = Preparation::for_level(level)?;
+        control.send(&PressEvent::Starting { stage: StartStage::Loading })?;
         let typesetter = match warm_typesetter(templates_dir, cores, &control) {
             Ok(typesetter) => typesetter,
             Err(reason) => return control.send(&PressEvent::broken(reason)).map(|()| None),
         };
+        control.send(&PressEvent::Starting { stage: StartStage::Sandbox })?;
         let mut threads = ThreadCount::open()?;
         threads.wait_for_one().map_err(io::Error::other)?;
         let child_signals = SigSet::from(Signal::SIGCHLD);
         child_signals.thread_block()?;
         let child_signals = SignalFd::with_flags(&child_signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
-        sandbox::restrict_press(level)?;
+        let level = sandbox::restrict_press(preparation)?;
         let versions: Vec<(String, TemplateVersion)> =
             typesetter.templates().map(|(name, version)| (name.to_owned(), version)).collect();
-        for (index, (name, version)) in versions.iter().cloned().enumerate() {
-            control.send(&PressEvent::Ready { index, count: versions.len(), name, version })?;
+        for (name, version) in versions.iter().cloned() {
+            control.send(&PressEvent::Ready { count: versions.len(), name, version, level })?;
         }
         Ok(Some(Self {
             typesetter,
@@ -96,6 +102,7 @@ impl Zygote {
             control,
             child_signals,
             runs: BTreeMap::new(),
+            has_memo_cache: true,
             unsent: VecDeque::new(),
         }))
     }
@@ -104,6 +111,7 @@ impl Zygote {
     fn serve(mut self) -> io::Result<()> {
         loop {
             self.send_events()?;
+            self.drop_memo_cache();
             self.wait()?;
             self.reap_runs()?;
             loop {
@@ -116,6 +124,17 @@ impl Zygote {
                     Received::Closed => return self.end_runs(),
                 }
             }
+        }
+    }
+
+    /// Frees the memo cache when the first run has its copy, to render a sample from it at once. The
+    /// others warm themselves as if for the first time: they would drop it, and copy each page of it
+    /// to do that, 11 MB a run.
+    fn drop_memo_cache(&mut self) {
+        if self.has_memo_cache && !self.runs.is_empty() {
+            typeset::forget_all_documents();
+            os::trim_memory();
+            self.has_memo_cache = false;
         }
     }
 
@@ -189,8 +208,8 @@ impl Zygote {
             eprintln!("run: {error}");
             os::exit_now(1);
         }
-        let sample = sample.and_then(|index| self.typesetter.sample(self.templates.get(index)?));
-        run::main(&self.typesetter, self.cores, self.level, sample)
+        let sample = sample.and_then(|index| self.templates.get(index)).map(String::as_str);
+        run::main(&self.typesetter, self.cores, self.level, sample, self.has_memo_cache)
     }
 }
 

@@ -2,7 +2,7 @@
 # A press that does what no press does on its control socket, which is its stdin. What, the name of
 # the templates folder that it is started with says. Each printf is a packet.
 exec 3<&0
-ready='{"Ready":{"index":0,"count":1,"name":"letter","version":{"version":"1.0.0","digest":"0"}}}'
+ready='{"Ready":{"count":1,"name":"letter","version":{"version":"1.0.0","digest":"0"},"level":"Seccomp"}}'
 case "$2" in
 garbage) printf 'xxxx' >&3 ;;
 too-long) head -c 100000 /dev/zero | tr '\0' 'x' | dd bs=100000 iflag=fullblock status=none >&3 ;;

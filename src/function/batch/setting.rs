@@ -126,21 +126,22 @@ fn run_failed(failure: RunFailure, time: TimeLimit, memory: MemoryLimit) -> NotS
         RunFailure::PressLost(reason) => {
             return NotSet::TryAgain(Failure::new(ErrorCode::RunLost, format!("the press was lost: {reason}")));
         }
-        RunFailure::Stillborn(reason) => return transient(Failure::new(ErrorCode::RunLost, reason)),
+        RunFailure::GivenUp(reason) => return transient(Failure::new(ErrorCode::RunLost, reason)),
     };
-    log_last_words(&end);
+    log_stderr_of_run(&end);
     match cause {
         Cause::External => NotSet::TryAgain(Failure::run_died(ErrorCode::RunLost, &end)),
         Cause::Document => permanent(Failure::run_died(ErrorCode::RunKilled, &end)),
         Cause::TimeLimit if time.is_whole_grant => permanent(Failure::too_slow(time, &end)),
         Cause::TimeLimit => transient(Failure::too_slow(time, &end)),
         Cause::MemoryLimit if memory.is_whole_budget => permanent(Failure::too_large(memory, &end)),
-        Cause::MemoryLimit => NotSet::NeedsMoreMemory,
+        Cause::PdfTooLarge if memory.is_whole_budget => permanent(Failure::pdf_too_large(memory)),
+        Cause::MemoryLimit | Cause::PdfTooLarge => NotSet::NeedsMoreMemory,
     }
 }
 
-fn log_last_words(end: &RunEnd) {
-    for line in end.stderr.lines().filter(|line| !line.trim().is_empty()) {
+fn log_stderr_of_run(end: &RunEnd) {
+    for line in end.stderr_lines() {
         tracing::warn!("its run said: {line}");
     }
 }
