@@ -83,13 +83,15 @@ fn until_first_request(command: &mut Command, listener: &TcpListener) -> Duratio
         let mut request = [0; 1024];
         let length = connection.read(&mut request).unwrap();
         let request = &request[..length];
-        if request.starts_with(b"GET /2018-06-01/runtime/invocation/next ") {
-            break took;
-        }
         if request.starts_with(b"POST /2020-01-01/extension/register ") {
             connection.write_all(REGISTERED.as_bytes()).unwrap();
         }
+        let is_ready = request.starts_with(b"GET /2018-06-01/runtime/invocation/next ");
+        // Open until the process is killed: it would complain of one that is closed.
         connections.push(connection);
+        if is_ready {
+            break took;
+        }
     };
     process.kill().unwrap();
     process.wait().unwrap();

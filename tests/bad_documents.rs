@@ -10,7 +10,7 @@ use pressrun::function::deadline::Deadline;
 use pressrun::function::records;
 use pressrun::function::verdict::{ErrorCode, Verdict};
 use serde_json::{Value, json};
-use support::processes::{children, holdings, resident_bytes, threads};
+use support::processes::{children, holdings, resident_bytes, threads, until};
 use support::{Stage, config, letter, record, run};
 
 /// Ways to be bad: a template, its data, the error code and a part of the reason.
@@ -107,6 +107,8 @@ fn a_bad_document_fails_alone_whatever_it_does() {
         for (workers, bad) in [1, 2].into_iter().flat_map(|workers| ways_to_be_bad().map(|bad| (workers, bad))) {
             let mut stage = stage(workers, &bad).await;
             let press = stage.function.press_id().unwrap();
+            // The other runs are forked when the function is ready.
+            until("all runs are forked", || children(press).len() == workers).await;
             let before = holdings(press);
             for (bad_ones, good_ones) in [(1, 0), (1, 9), (3, 7), (3, 0)] {
                 assert_only_the_bad_fail(&mut stage, &bad, batch(&bad, bad_ones, good_ones)).await;
