@@ -145,8 +145,8 @@ impl fmt::Display for ExitStatus {
 pub fn wait(child: Pid) -> io::Result<ProcessEnd> {
     loop {
         match wait4(child, 0) {
-            Ok(reaped) => return Ok(reaped.expect("it was waited for").1),
-            Err(Errno::EINTR) => {}
+            Ok(Some((_, end))) => return Ok(end),
+            Ok(None) | Err(Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
         }
     }

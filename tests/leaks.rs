@@ -215,7 +215,9 @@ fn a_run_that_hears_nothing_has_no_more_time_than_others() {
         let batch = vec![record("endless", "endless", json!({"endless": true})), long().remove(0)];
         let (failed, ()) = tokio::join!(stage.handle(batch), async {
             until("both runs work", || children(press).iter().all(|run| threads(*run).len() > 1)).await;
-            children(press).into_iter().for_each(|run| signal(run, DEAFNESS));
+            for run in children(press) {
+                signal(run, DEAFNESS);
+            }
         });
         assert!(failed.contains(&"endless".to_owned()));
         assert!(log::take("permanent failure").iter().any(|line| line.contains("TimeLimit")));

@@ -136,7 +136,7 @@ fn the_handler_returns_before_the_deadline_though_the_press_hangs() {
                 tokio::time::sleep(Duration::from_millis(300)).await;
                 signal(press, Signal::SIGSTOP);
             });
-            assert!(began.elapsed() < Duration::from_millis(4_000), "{:?}", began.elapsed());
+            assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
             assert!(!is_alive(press) && children(std::process::id()).len() <= 1);
             // Nothing of it is taken for an answer to what comes now.
             assert_eq!(stage.handle(vec![letter("d"), letter("e")]).await, [""; 0]);

@@ -56,7 +56,7 @@ pub(super) struct PressEnd<F = io::Stdin>(pub F);
 impl<F: AsFd> PressEnd<F> {
     /// Takes a command if one has come. Never blocks.
     pub fn receive(&self) -> io::Result<Received> {
-        let mut buffer = [0; MAX_PACKET_BYTES];
+        let mut buffer = vec![0; MAX_PACKET_BYTES];
         match os::receive_packet(&self.0, &mut buffer) {
             Ok((0, _)) => Ok(Received::Closed),
             // It has closed its end with events unread.

@@ -136,12 +136,18 @@ pub(super) struct RunHandle {
     sample: Option<usize>,
     /// Until it says that it is warm: a document would have to wait.
     is_warming: bool,
-    /// One byte of a message has been sent to it, or may have been.
-    has_seen_message: bool,
-    /// It has answered for a document, so the next one is not its first.
-    has_answered: bool,
-    /// It has been given a document, and has not answered for it.
-    is_at_work: bool,
+    progress: RunProgress,
+}
+
+/// What a run has been given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RunProgress {
+    /// Not one byte of a message.
+    Unused,
+    /// A document that it has not answered for.
+    AtWork { is_first: bool },
+    /// It has answered for all of them.
+    AtRest,
 }
 
 impl RunHandle {
@@ -170,24 +176,22 @@ impl RunHandle {
             forked_at: Instant::now(),
             sample,
             is_warming: sample.is_some(),
-            has_seen_message: false,
-            has_answered: false,
-            is_at_work: false,
+            progress: RunProgress::Unused,
         })
     }
 
     pub fn has_seen_message(&self) -> bool {
-        self.has_seen_message
+        self.progress != RunProgress::Unused
     }
 
     /// Whether it has answered for no document yet.
     pub fn is_fresh(&self) -> bool {
-        !self.has_answered
+        matches!(self.progress, RunProgress::Unused | RunProgress::AtWork { is_first: true })
     }
 
     /// Whether it waits for another document after one that it has answered for.
     pub fn is_at_rest(&self) -> bool {
-        self.has_answered && !self.is_at_work
+        self.progress == RunProgress::AtRest
     }
 
     /// The template whose sample it warms itself with, if any.
@@ -278,15 +282,15 @@ impl RunHandle {
         request: &Request,
         threads: &mut watch::Receiver<usize>,
     ) -> Result<RunResponse, RunFailure> {
-        (self.has_seen_message, self.is_at_work) = (true, true);
         let was_fresh = self.is_fresh();
+        self.progress = RunProgress::AtWork { is_first: was_fresh };
         let mut reception = Reception::new(request.max_response_bytes);
         let stop = tokio::select! {
             stop = exchange(&mut self.requests, &mut self.responses, request, threads, &mut reception) => stop,
             _ = ended(&mut self.state) => Stop::RunEnded,
         };
         if let Some(response) = reception.response.take() {
-            (self.has_answered, self.is_at_work) = (true, false);
+            self.progress = RunProgress::AtRest;
             return Ok(reception.into_response(response));
         }
         if matches!(stop, Stop::PipeClosed) {
@@ -309,7 +313,7 @@ impl RunHandle {
     async fn drain(&mut self, reception: &mut Reception) {
         let reading = async {
             while let Some(Ok(frame)) = self.responses.next().await {
-                if reception.take(frame).is_err() || reception.response.is_some() {
+                if reception.take(&frame).is_err() || reception.response.is_some() {
                     break;
                 }
             }
@@ -354,7 +358,7 @@ impl Reception {
         Self { max_bytes, has_begun: false, pdf: BytesMut::new(), timings: BytesMut::new(), response: None }
     }
 
-    fn take(&mut self, frame: Frame) -> Result<(), Stop> {
+    fn take(&mut self, frame: &Frame) -> Result<(), Stop> {
         match frame.kind {
             FrameKind::Begun if !self.has_begun => self.has_begun = true,
             FrameKind::Pdf | FrameKind::Timings if self.has_begun => {
@@ -416,7 +420,7 @@ async fn exchange(
             Some(Err(_)) | None => return Stop::PipeClosed,
         };
         let had_begun = reception.has_begun;
-        if let Err(stop) = reception.take(frame) {
+        if let Err(stop) = reception.take(&frame) {
             return stop;
         }
         if reception.response.is_some() {

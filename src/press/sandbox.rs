@@ -210,7 +210,7 @@ fn run_rules(own_id: u64) -> io::Result<Rules> {
     rules.extend([
         (libc::SYS_clone, vec![rule(&[has_bits(0, libc::CLONE_THREAD)?])?]),
         (libc::SYS_tgkill, vec![rule(&[is(0, own_id)?])?]),
-        (libc::SYS_prctl, vec![rule(&[is(0, libc::PR_SET_NAME as u64)?])?]),
+        (libc::SYS_prctl, vec![rule(&[is(0, bits(libc::PR_SET_NAME))?])?]),
     ]);
     Ok(rules)
 }
@@ -222,8 +222,8 @@ fn press_rules() -> io::Result<Rules> {
     rules.extend(unconditional(PRESS_ALLOWLIST));
     rules.extend([
         (libc::SYS_clone, vec![rule(&[has_not_bits(0, NEW_NAMESPACES)?])?]),
-        (libc::SYS_kill, vec![rule(&[is(1, libc::SIGKILL as u64)?])?]),
-        (libc::SYS_prctl, options.iter().map(|option| rule(&[is(0, *option as u64)?])).collect::<io::Result<_>>()?),
+        (libc::SYS_kill, vec![rule(&[is(1, bits(libc::SIGKILL))?])?]),
+        (libc::SYS_prctl, options.iter().map(|option| rule(&[is(0, bits(*option))?])).collect::<io::Result<_>>()?),
     ]);
     Ok(rules)
 }
@@ -236,7 +236,7 @@ fn memory_rules() -> io::Result<Rules> {
             libc::SYS_mmap,
             vec![rule(&[
                 has_not_bits(2, libc::PROT_EXEC)?,
-                condition(3, SeccompCmpOp::MaskedEq(MAP_TYPE), libc::MAP_PRIVATE as u64)?,
+                condition(3, SeccompCmpOp::MaskedEq(MAP_TYPE), bits(libc::MAP_PRIVATE))?,
             ])?],
         ),
         (libc::SYS_mprotect, vec![rule(&[has_not_bits(2, libc::PROT_EXEC)?])?]),
@@ -255,11 +255,16 @@ fn unconditional(calls: &[c_long]) -> Rules {
 }
 
 fn has_bits(argument: u8, bits: libc::c_int) -> io::Result<SeccompCondition> {
-    condition(argument, SeccompCmpOp::MaskedEq(bits as u64), bits as u64)
+    condition(argument, SeccompCmpOp::MaskedEq(self::bits(bits)), self::bits(bits))
 }
 
 fn has_not_bits(argument: u8, bits: libc::c_int) -> io::Result<SeccompCondition> {
-    condition(argument, SeccompCmpOp::MaskedEq(bits as u64), 0)
+    condition(argument, SeccompCmpOp::MaskedEq(self::bits(bits)), 0)
+}
+
+/// A C constant as the kernel compares it: the lower 32 bits.
+fn bits(constant: libc::c_int) -> u64 {
+    u64::from(constant.cast_unsigned())
 }
 
 fn is(argument: u8, value: u64) -> io::Result<SeccompCondition> {

@@ -117,7 +117,7 @@ impl Zygote {
             loop {
                 match self.control.receive()? {
                     Received::Command(PressCommand::Fork { run, sample }, files) => {
-                        self.fork_run(run, sample, files)?
+                        self.fork_run(run, sample, files)?;
                     }
                     Received::Command(PressCommand::Kill { run }, _) => self.kill_run(run)?,
                     Received::WouldBlock => break,
@@ -272,7 +272,9 @@ fn warm_typesetter(templates_dir: &Path, cores: usize, control: &PressEnd) -> Re
         // Of a sample's own thread nothing is asked but to wait for its pool.
         let threads: Vec<_> = (0..cores.min(templates.len())).map(|_| scope.spawn(render_samples)).collect();
         // The scope would wait for what they do, and not until they are gone.
-        threads.into_iter().for_each(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        for thread in threads {
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        }
     });
     let problems: Vec<String> = problems.into_inner().expect("nothing panics with it").into_values().collect();
     if problems.is_empty() { Ok(typesetter) } else { Err(problems.join("\n")) }
