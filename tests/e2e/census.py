@@ -69,8 +69,18 @@ def threads(process: int) -> list[str]:
 
 
 def resident_kib(process: int) -> int:
-    for line in read(f"/proc/{process}/status").splitlines():
-        if line.startswith("VmRSS:"):
+    """The memory that a process has in RAM, what it shares with others included."""
+    return kib_of(f"/proc/{process}/status", "VmRSS")
+
+
+def own_kib(process: int) -> int:
+    """The memory of a process that no file is behind: what it, or its parent before it was forked, has written."""
+    return kib_of(f"/proc/{process}/smaps_rollup", "Anonymous")
+
+
+def kib_of(path: str, name: str) -> int:
+    for line in read(path).splitlines():
+        if line.startswith(f"{name}:"):
             return int(line.split()[1])
     return 0
 
@@ -132,37 +142,40 @@ def holdings(process: int, s3_port: int) -> Holdings:
 
 @dataclass(frozen=True)
 class Census:
-    """A function between invocations, with its presses and the run that waits under each."""
+    """A function between invocations, with its press and the runs that wait below it."""
 
     function: Holdings
-    presses: dict[int, Holdings]
+    # No other press may have taken its place.
+    press_id: int | None
+    press: Holdings
     runs: list[Holdings]
     connections_to_s3: int = field(compare=False)
 
 
 def take_census(function: int, s3_port: int) -> Census:
-    presses = children(function)
-    runs = [run for press in presses for run in children(press)]
+    # When a press has just died, its runs are the function's children until that has reaped them.
+    below = children(function)
+    press_id = below[0] if len(below) == 1 else None
     return Census(
         function=holdings(function, s3_port),
-        presses={press: holdings(press, s3_port) for press in presses},
-        runs=[holdings(run, s3_port) for run in runs],
+        press_id=press_id,
+        press=holdings(press_id, s3_port) if press_id else Holdings([], [], 0),
+        runs=[holdings(run, s3_port) for run in runs_of(function)],
         connections_to_s3=open_files(function, s3_port)[1],
     )
 
 
-def take_census_at_rest(function: int, s3_port: int) -> Census:
-    """A census when each press's next run has been forked and is warm, which takes some milliseconds."""
-    return until("the runs wait", lambda: at_rest(take_census(function, s3_port)))
+def take_census_at_rest(function: int, s3_port: int, workers: int) -> Census:
+    """A census when the next run of each worker has been forked and is warm, which takes some milliseconds."""
+    return until("the runs wait", lambda: at_rest(take_census(function, s3_port), workers))
 
 
-def at_rest(taken: Census) -> Census | None:
-    is_at_rest = len(taken.runs) == len(taken.presses) and all(len(run.threads) == 1 for run in taken.runs)
-    return taken if taken.presses and is_at_rest else None
+def at_rest(taken: Census, workers: int) -> Census | None:
+    return taken if len(taken.runs) == workers and all(len(run.threads) == 1 for run in taken.runs) else None
 
 
 def expect_same(before: Census, function: int, s3_port: int, when: str) -> Census:
-    """Waits until everything is as before, for as long as forking and warming the next run may take."""
+    """Waits until everything is as before, for as long as forking and warming the next runs may take."""
     give_up = time.monotonic() + PATIENCE_SECONDS
     while (after := take_census(function, s3_port)) != before:
         assert time.monotonic() < give_up, f"{when}: {differences(before, after)}"
@@ -170,24 +183,23 @@ def expect_same(before: Census, function: int, s3_port: int, when: str) -> Censu
     return after
 
 
-def runs_work(function: int) -> bool:
-    """Whether every press's run is setting a document, or warming itself, which soon ends."""
-    runs = [children(press) for press in children(function)]
-    return bool(runs) and all(len(under) == 1 and len(threads(under[0])) > 1 for under in runs)
+def runs_of(function: int) -> list[int]:
+    """The process ids of the runs of a function's press."""
+    return [run for press in children(function) for run in children(press)]
 
 
-def run_ids(function: int) -> set[int]:
-    return {run for press in children(function) for run in children(press)}
+def runs_work(function: int, workers: int) -> bool:
+    """Whether every worker's run is rendering a document, or warming itself, which soon ends."""
+    runs = runs_of(function)
+    return len(runs) == workers and all(len(threads(run)) > 1 for run in runs)
 
 
 def differences(before: Census, after: Census) -> str:
     """For a failing test's reader: what has come and what has gone."""
     said = []
-    pairs = [("function", before.function, after.function)]
-    for press in sorted(before.presses.keys() | after.presses.keys()):
-        nothing = Holdings([], [], 0)
-        pairs.append((f"press {press}", before.presses.get(press, nothing), after.presses.get(press, nothing)))
-    for name, was, now in pairs:
+    if before.press_id != after.press_id:
+        said.append(f"the press was process {before.press_id}, is {after.press_id}")
+    for name, was, now in [("function", before.function, after.function), ("press", before.press, after.press)]:
         for kind in ("threads", "files"):
             came = Counter(getattr(now, kind)) - Counter(getattr(was, kind))
             went = Counter(getattr(was, kind)) - Counter(getattr(now, kind))
@@ -195,4 +207,6 @@ def differences(before: Census, after: Census) -> str:
                 said.append(f"{name}: {kind} came {dict(came)}, went {dict(went)}")
         if was.children != now.children:
             said.append(f"{name}: {was.children} children, now {now.children}")
-    return "; ".join(said) or f"runs were {before.runs}, are {after.runs}"
+    if before.runs != after.runs:
+        said.append(f"runs were {before.runs}, are {after.runs}")
+    return "; ".join(said)

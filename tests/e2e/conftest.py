@@ -16,7 +16,7 @@ from emulator import Emulator
 
 OUTPUT = "output"
 INPUT = "input"
-# The presses that all tests work with, whatever the machine.
+# How many runs every function has at the same time, whatever the machine. They are forks of one press.
 WORKERS = 2
 
 
@@ -29,7 +29,8 @@ def port_of(endpoint: str) -> int:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--soak", type=int, default=2_000, metavar="N", help="set this many documents in the soak test")
+    parser.addoption("--soak", type=int, default=2_000, metavar="N", help="render this many documents in the soak test")
+    parser.addoption("--kernel", type=Path, metavar="VMLINUZ", help="boot this kernel instead of Debian's 6.1")
 
 
 @pytest.fixture(scope="session")

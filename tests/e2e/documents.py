@@ -120,12 +120,12 @@ FAILING = [
     message("panic", {"rows": 2**63 - 1}),
 ]
 
-# What ends the process that sets it.
+# What ends the process that renders it.
 KILLING = [
     message("overflow", {"depth": 300_000}),
     message("greedy", {"megabytes": None}),
     message("endless", {"endless": True}),
 ]
 
-# A document that takes more than 80 % of that much memory, together with the rest of a function with one press.
-NEARLY_ALL_OF_1024_MB = message("greedy", {"megabytes": 812})
+# A document that takes more than 80 % of that much memory, together with the rest of a function with one worker.
+NEARLY_ALL_OF_2048_MB = message("greedy", {"megabytes": 1_690})

@@ -82,8 +82,15 @@ class Emulator:
         return function
 
     @property
-    def presses(self) -> list[int]:
-        return census.children(self.function)
+    def press(self) -> int:
+        """The process id of the function's press."""
+        (press,) = census.until("the press is there", lambda: census.children(self.function))
+        return press
+
+    @property
+    def runs(self) -> list[int]:
+        """The process ids of the press's runs."""
+        return census.children(self.press)
 
     def log_lines(self) -> list[str]:
         return self.log.read_text(errors="replace").splitlines()

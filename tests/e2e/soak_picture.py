@@ -19,7 +19,9 @@ class Sample:
 
     documents: int
     function_kib: int
-    presses_kib: tuple[int, ...]
+    press_kib: int
+    # Of that, what no file is behind: `Anonymous`, as the kernel calls it.
+    press_own_kib: int
     threads: int
     files: int
     milliseconds_a_document: float
@@ -29,15 +31,15 @@ def table(samples: list[Sample]) -> str:
     """README's table: the first sample, some in between and the last."""
     wanted = [10, 100, 500, 1_000, 2_000, 5_000, 10_000, 20_000]
     rows = {next((sample for sample in samples if sample.documents >= number), samples[-1]) for number in wanted}
-    presses = range(len(samples[0].presses_kib))
-    lines = ["| documents | function, KiB |" + "".join(f" press {number + 1}, KiB |" for number in presses)]
-    lines[0] += " threads | open files | ms a document |"
+    memory = "function, resident KiB | press, resident KiB | press, `Anonymous` KiB"
+    lines = [f"| documents | {memory} | threads | open files | ms a document |"]
     lines.append("| --- " * (lines[0].count("|") - 1) + "|")
     previous = 0
     for sample in sorted(rows, key=lambda sample: sample.documents):
         since = [each.milliseconds_a_document for each in samples if previous < each.documents <= sample.documents]
         previous = sample.documents
-        columns = [f"{sample.documents:,}", f"{sample.function_kib:,}", *(f"{kib:,}" for kib in sample.presses_kib)]
+        numbers = [sample.documents, sample.function_kib, sample.press_kib, sample.press_own_kib]
+        columns = [f"{number:,}" for number in numbers]
         columns += [str(sample.threads), str(sample.files), f"{sum(since) / len(since):.1f}"]
         lines.append("| " + " | ".join(columns) + " |")
     return "\n".join(lines)
@@ -50,16 +52,14 @@ def draw(samples: list[Sample], path: Path) -> None:
     buckets = split(samples)
     x = [bucket[-1].documents for bucket in buckets]
 
-    function = [max(sample.function_kib for sample in bucket) / 1024 for bucket in buckets]
-    memory.plot(x, function, label="function")
-    for number in range(len(samples[0].presses_kib)):
-        press = [max(sample.presses_kib[number] for sample in bucket) / 1024 for bucket in buckets]
-        memory.plot(x, press, label=f"press {number + 1}")
+    kinds = {"function": "function_kib", "press": "press_kib", "press, Anonymous": "press_own_kib"}
+    for label, name in kinds.items():
+        memory.plot(x, [max(getattr(sample, name) for sample in bucket) / 1024 for bucket in buckets], label=label)
     memory.set_ylabel("resident, MiB")
 
     counts.plot(x, [max(sample.threads for sample in bucket) for bucket in buckets], label="threads")
     counts.plot(x, [max(sample.files for sample in bucket) for bucket in buckets], label="open files")
-    counts.set_ylabel("function and presses")
+    counts.set_ylabel("function and press")
 
     took = [[sample.milliseconds_a_document for sample in bucket] for bucket in buckets]
     times.plot(x, [median(bucket) for bucket in took], label="median batch")

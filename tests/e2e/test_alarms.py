@@ -2,6 +2,7 @@
 function tells under the emulator; SQS's and Lambda's are reckoned from what moto's queues hold and from what
 invocations answer, under the names that AWS has for them."""
 
+import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -11,7 +12,7 @@ import pytest
 import census
 from cloudwatch import MINUTE, NAMESPACE, Alarm, Datum, alarms, data, datum, metric_lines, resources, template
 from conftest import StartFunction
-from documents import NEARLY_ALL_OF_1024_MB, REPOSITORY, event, failures, invoice, letter, message, record
+from documents import NEARLY_ALL_OF_2048_MB, REPOSITORY, event, failures, invoice, letter, message, record
 from emulator import Emulator, InvocationFailed
 from event_source import EventSource, new_queue, number_of, send_all
 from faulty_s3 import NO_FAULT, Fault, FaultyS3
@@ -203,18 +204,19 @@ def test_a_press_that_has_more_memory_than_before(start: StartFunction):
     emulator = start()
     emulator.invoke(good_batch())
     assert going_off(told_by(emulator)) == set()
-    census.make_resident(emulator.presses[0])
+    census.make_resident(emulator.press)
     assert failures(emulator.invoke(good_batch(10))) == []
     assert going_off(told_by(emulator)) == {"CensusLeaksAlarm"}
-    assert any("more than before" in line and "press 1" in line for line in emulator.log_lines()), "the log says which"
+    (table,) = [line for line in emulator.log_lines() if "more than before" in line]
+    assert re.search(r"\\npress +resident KiB", table), "the log says what of whose"
 
 
 @moves("MemoryAlarm")
 def test_a_document_that_just_fits(start: StartFunction):
-    emulator = start(timeout_seconds=300, AWS_LAMBDA_FUNCTION_MEMORY_SIZE="1024", WORKERS="1")
+    emulator = start(timeout_seconds=300, AWS_LAMBDA_FUNCTION_MEMORY_SIZE="2048", WORKERS="1")
     assert failures(emulator.invoke(good_batch())) == []
     assert going_off(told_by(emulator)) == set()
-    assert failures(emulator.invoke(batch_of(NEARLY_ALL_OF_1024_MB))) == []
+    assert failures(emulator.invoke(batch_of(NEARLY_ALL_OF_2048_MB))) == []
     assert going_off(told_by(emulator)) == {"MemoryAlarm"}
 
 
@@ -238,10 +240,10 @@ def test_runs_that_are_killed_too_often(start: StartFunction, body: str, render_
 
 
 @moves("PressesReplacedAlarm")
-def test_presses_that_are_killed_from_outside(start: StartFunction):
+def test_a_press_that_is_killed_from_outside_again_and_again(start: StartFunction):
     emulator = start()
     for number in range(4):
         assert failures(emulator.invoke(good_batch(number * 10))) == []
         assert ("PressesReplacedAlarm" in going_off(told_by(emulator))) == (number == 3)
-        census.kill(emulator.presses[0])
+        census.kill(emulator.press)
     assert going_off(told_by(emulator)) == {"PressesReplacedAlarm"}

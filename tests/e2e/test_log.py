@@ -5,15 +5,18 @@ from http.client import HTTPConnection
 
 import pytest
 
-from conftest import StartFunction
+from conftest import WORKERS, StartFunction
 from documents import TEMPLATES, event, failures, letter, message, record, sample
 from emulator import Emulator
 
 # What Lambda may ask for.
 LEVELS = ["TRACE", "DEBUG", "INFO", "WARN", "ERROR", "FATAL"]
 FORMATS = ["Text", "JSON"]
+WORKER_NUMBERS = range(1, WORKERS + 1)
 MARKER = "Ottoline"
 MARKER_NUMBER = 48151623
+# The runs of an invocation are killed at its end.
+A_RUN_HAS_ENDED = "a run was killed by SIGKILL"
 WAYS_TO_QUOTE = ["panic", "everything", "assert", "equal", "convert", "key", "path", "label", "font"]
 
 
@@ -90,7 +93,7 @@ def test_no_line_has_a_value_of_the_data_in_it(start_function: StartFunction, le
     assert_refused(emulator, f'{{"Records": "{MARKER}')
     log = emulator.log.read_text()
     assert "<value of /secret>" in log, "where it stands is told instead"
-    assert ("permanent failure" in log) and ("a run has ended" in log) == (level in ("TRACE", "DEBUG"))
+    assert ("permanent failure" in log) and (A_RUN_HAS_ENDED in log) == (level in ("TRACE", "DEBUG"))
     for secret in (MARKER, str(MARKER_NUMBER)):
         assert [line for line in log.splitlines() if secret in line] == []
 
@@ -126,11 +129,13 @@ def test_every_line_says_whose_it_is(start_function: StartFunction, level: str):
     assert all({"timestamp", "level", "message"} <= line.keys() for line in lines)
     of_records = [line for line in lines if "messageId" in line]
     assert all(line["requestId"] for line in of_records)
-    assert all("requestId" in line for line in lines if line["message"] == "a run has ended with its invocation")
+    ended = [line for line in lines if line["message"].startswith("a run ")]
+    assert (A_RUN_HAS_ENDED in {line["message"] for line in ended}) == (level == "DEBUG")
+    assert all(line["requestId"] for line in ended)
     verdicts = {line["messageId"]: line for line in of_records if line["message"] in ("stored", "permanent failure")}
-    set_ones = {"bad", "killing"} | ({"good"} if level == "DEBUG" else set())
-    assert verdicts.keys() == set_ones | {"malformed"}, "one line a record"
-    assert all(verdicts[id]["template"] and verdicts[id]["press"] in (1, 2) for id in set_ones)
+    rendered = {"bad", "killing"} | ({"good"} if level == "DEBUG" else set())
+    assert verdicts.keys() == rendered | {"malformed"}, "one line a record"
+    assert all(verdicts[id]["template"] and verdicts[id]["worker"] in WORKER_NUMBERS for id in rendered)
     said = [line for line in of_records if line["message"].startswith("its run said")]
     assert said and {line["messageId"] for line in said} == {"killing"}
     assert (verdicts["killing"]["code"], verdicts["malformed"]["level"]) == ("RunKilled", "ERROR")

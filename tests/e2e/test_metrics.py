@@ -124,17 +124,17 @@ def in_group(message_id: str, body: str) -> dict:
 
 
 def killed_from_outside(stage: Stage) -> list[str]:
-    """A press between invocations, and each run that works on a document."""
+    """The press between invocations, and each run that works on a document."""
     with stage.function(WORKERS="1") as emulator:
         emulator.invoke(event(record("first", message("letter", letter(1)))))
-        census.kill(emulator.presses[0])
+        census.kill(emulator.press)
         emulator.invoke(event(record("second", message("letter", letter(2)))))
         invoking = threading.Thread(
             target=lambda: emulator.invoke(event(record("lost", message("endless", {"endless": True}))))
         )
         invoking.start()
         while invoking.is_alive():
-            for run in census.run_ids(emulator.function):
+            for run in census.runs_of(emulator.function):
                 # More than warming takes.
                 if census.cpu_seconds(run) > 0.3:
                     census.kill(run)
@@ -206,7 +206,7 @@ def test_every_metric_is_told_with_a_unit_and_has_moved(lines: list[dict]):
         for name in units
         if not any(value for item in data(lines) if item.metric.name == name for value in item.values)
     }
-    # test_alarms.py makes that one move: it takes a press that grows.
+    # test_alarms.py makes that one move: it makes a press grow.
     assert still <= {"CensusLeaks"}
     assert {name for name in units if units[name] == "None"} == set()
 
@@ -237,6 +237,8 @@ def test_every_record_is_either_stored_or_failed_and_says_whose_it_is(lines: lis
     assert len(of_documents) + len(of_invocations) == len(lines)
     for line in of_documents:
         assert line["Stored"] + line["Failed"] == 1 and line["requestId"]
+        assert int(line.get("worker", "1")) in range(1, WORKERS + 1), "the number of a place for a run"
+    assert all("worker" in line for line in of_documents if line["Stored"])
     assert all(line["requestId"] for line in of_invocations)
 
 

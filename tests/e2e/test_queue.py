@@ -7,7 +7,6 @@ import threading
 from itertools import cycle
 
 import aws
-import census
 from conftest import OUTPUT, StartFunction
 from documents import FAILING, invoice, letter, message, statement
 from emulator import Emulator
@@ -56,8 +55,7 @@ class Killer:
         return NO_FAULT
 
     def kill(self, whom: str) -> None:
-        press = self.emulator.presses[0]
-        process = {"function": self.emulator.function, "press": press, "run": census.children(press)[0]}[whom]
+        process = self.emulator.runs[0] if whom == "run" else getattr(self.emulator, whom)
         os.kill(process, signal.SIGKILL)
 
 

@@ -106,26 +106,26 @@ def test_five_hundred_invocations_leave_nothing_behind(start_function: StartFunc
     # Every template has been used, and the connection to the emulator is there.
     emulator.invoke(letters(*range(20)))
     function, s3_port = emulator.function, port_of(moto)
-    before = census.take_census_at_rest(function, s3_port)
-    assert len(before.presses) == WORKERS
-    assert all(len(press.threads) == press.children == 1 for press in before.presses.values())
+    before = census.take_census_at_rest(function, s3_port, WORKERS)
+    assert before.function.children == 1 and before.press.threads == ["press"]
+    assert before.press.children == len(before.runs) == WORKERS
     for number in range(INVOCATIONS):
         batch, bad = mixed_batch(number)
-        runs = census.run_ids(function)
+        runs = set(census.runs_of(function))
         failed = failures(emulator.invoke(batch))
         assert sorted(failed) == sorted(bad)
         after = census.expect_same(before, function, s3_port, f"after invocation {number}")
         assert emulator.function == function
         assert after.connections_to_s3 <= MOST_CONNECTIONS
-        has_set = any(item["messageId"] not in bad for item in batch["Records"])
-        assert not has_set or census.run_ids(function) != runs, "no run that has seen a message is alive"
+        has_rendered = any(item["messageId"] not in bad for item in batch["Records"])
+        assert not has_rendered or set(census.runs_of(function)) != runs, "no run that has seen a message is alive"
 
 
 def test_sigterm_ends_an_idle_function_and_all_that_is_its(start_function: StartFunction):
     emulator = start_function()
     emulator.invoke(letters(1))
     function, family = emulator.function, census.descendants(emulator.function)
-    assert len(family) == 2 * WORKERS
+    assert len(family) == 1 + WORKERS, "a press and its runs"
     os.kill(function, signal.SIGTERM)
     expect_gone([function])
     expect_reaped(family)
@@ -147,9 +147,9 @@ def test_sigterm_ends_a_working_function_and_all_that_is_its(start_function: Sta
 
     invoking = threading.Thread(target=invoke)
     invoking.start()
-    census.until("all presses have worked for a while", lambda: all_runs_have_used(function, cpu_seconds=0.2))
+    census.until("all runs have worked for a while", lambda: all_runs_have_used(function, cpu_seconds=0.2))
     family = census.descendants(function)
-    assert len(family) == 2 * WORKERS
+    assert len(family) == 1 + WORKERS, "a press and its runs"
     os.kill(function if whom == "function" else emulator.process.pid, signal.SIGTERM)
     expect_gone([function])
     if whom == "function":
@@ -175,13 +175,14 @@ def said_of_sigterm(emulator: Emulator) -> list[str]:
 
 def all_runs_have_used(function: int, cpu_seconds: float) -> bool:
     """More than warming takes."""
-    return all(census.cpu_seconds(run) > cpu_seconds for run in census.run_ids(function)) and census.runs_work(function)
+    is_enough = all(census.cpu_seconds(run) > cpu_seconds for run in census.runs_of(function))
+    return is_enough and census.runs_work(function, WORKERS)
 
 
 def test_an_invocation_past_its_time_is_answered_and_leaves_nothing_behind(start_function: StartFunction, moto: str):
     emulator = start_function(timeout_seconds=4)
     emulator.invoke(letters(*range(20)))
     function, s3_port = emulator.function, port_of(moto)
-    before = census.take_census_at_rest(function, s3_port)
+    before = census.take_census_at_rest(function, s3_port, WORKERS)
     assert len(failures(emulator.invoke(ENDLESS))) == WORKERS
     census.expect_same(before, function, s3_port, "after an invocation past its time")

@@ -27,7 +27,7 @@ def local(target: Path) -> Path:
     return target / "debug/examples/local"
 
 
-def set_locally(local: Path, folder: Path, template: str, data: str, templates: Path = TEMPLATES) -> bytes:
+def render_locally(local: Path, folder: Path, template: str, data: str, templates: Path = TEMPLATES) -> bytes:
     (folder / "data.json").write_text(data)
     arguments = [local, "--template", template, "data.json"]
     environment = {"TEMPLATES_DIR": str(templates)}
@@ -36,7 +36,7 @@ def set_locally(local: Path, folder: Path, template: str, data: str, templates: 
     return (folder / f"out/{template}/data.pdf").read_bytes()
 
 
-def set_by_plain_typst(template: str) -> bytes:
+def render_by_plain_typst(template: str) -> bytes:
     """As README's preview does."""
     return typst.compile(
         str(TEMPLATES / template / "main.typ"),
@@ -55,9 +55,9 @@ def sample(template: str) -> str:
 
 
 @pytest.mark.parametrize("template", NAMES)
-def test_the_preview_shows_what_pressrun_sets(local: Path, tmp_path: Path, template: str):
-    ours = pages(set_locally(local, tmp_path, template, sample(template)))
-    assert ours == pages(set_by_plain_typst(template))
+def test_the_preview_shows_what_pressrun_renders(local: Path, tmp_path: Path, template: str):
+    ours = pages(render_locally(local, tmp_path, template, sample(template)))
+    assert ours == pages(render_by_plain_typst(template))
     assert all(ours)
 
 
@@ -85,12 +85,12 @@ def test_an_archival_document_has_no_finding_that_not_every_file_has(
     local: Path, tmp_path: Path, template: str, standard: str
 ):
     templates = with_manifest(tmp_path, template, [standard])
-    pdf = set_locally(local, tmp_path, template, sample(template), templates)
+    pdf = render_locally(local, tmp_path, template, sample(template), templates)
     assert findings(pdf, standard.removeprefix("a-")) <= set(json.loads(FINDINGS_OF_EVERY_FILE.read_text()))
 
 
 def test_the_validator_sees_what_is_no_archival_document(local: Path, tmp_path: Path):
-    pdf = set_locally(local, tmp_path, "invoice", sample("invoice"))
+    pdf = render_locally(local, tmp_path, "invoice", sample("invoice"))
     assert findings(pdf, "2b") - set(json.loads(FINDINGS_OF_EVERY_FILE.read_text()))
 
 
@@ -100,7 +100,7 @@ def test_what_no_validator_here_knows_is_at_least_whole(
     local: Path, tmp_path: Path, template: str, standards: list[str]
 ):
     templates = with_manifest(tmp_path, template, standards)
-    pdf = set_locally(local, tmp_path, template, sample(template), templates)
+    pdf = render_locally(local, tmp_path, template, sample(template), templates)
     with pikepdf.open(io.BytesIO(pdf)) as opened:
         assert opened.check_pdf_syntax() == []
         if standards != ["2.0"]:
@@ -111,7 +111,7 @@ def test_an_invoice_can_carry_its_data(local: Path, tmp_path: Path):
     templates = with_manifest(tmp_path, "invoice", ["a-3b"])
     manifest = templates / "invoice/typst.toml"
     manifest.write_text(manifest.read_text().replace("attach-data = false", "attach-data = true"))
-    pdf = set_locally(local, tmp_path, "invoice", sample("invoice"), templates)
+    pdf = render_locally(local, tmp_path, "invoice", sample("invoice"), templates)
     attached = pypdf.PdfReader(io.BytesIO(pdf)).attachments
     assert json.loads(attached["invoice.json"][0]) == json.loads(sample("invoice"))
     assert findings(pdf, "3b") <= set(json.loads(FINDINGS_OF_EVERY_FILE.read_text()))
@@ -135,14 +135,14 @@ ODD_TEXTS = [
 def test_what_looks_like_code_is_printed_as_text(local: Path, tmp_path: Path, text: str):
     data = json.loads(sample("invoice"))
     data["doc"]["lines"][0]["item"]["name"] = text
-    (page,) = pages(set_locally(local, tmp_path, "invoice", json.dumps(data)))
+    (page,) = pages(render_locally(local, tmp_path, "invoice", json.dumps(data)))
     assert text in page
 
 
 def test_an_override_of_direction_is_not_printed(local: Path, tmp_path: Path):
     data = json.loads(sample("invoice"))
     data["doc"]["lines"][0]["item"]["name"] = "before \u202eafter"
-    (page,) = pages(set_locally(local, tmp_path, "invoice", json.dumps(data)))
+    (page,) = pages(render_locally(local, tmp_path, "invoice", json.dumps(data)))
     assert "before" in page
 
 
