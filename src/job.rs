@@ -23,6 +23,10 @@ const MOST_FILES: usize = 16;
 const MOST_FILE_NAME_BYTES: usize = 64;
 /// As many digits as a page count may have.
 const PAGES_PLACEHOLDER: &str = "1000000";
+/// The metadata that says which level of e-invoice a PDF is, if it is one.
+pub const E_INVOICE: &str = "e-invoice";
+/// As many letters as the name of a level may have.
+const E_INVOICE_PLACEHOLDER: &str = "XRECHNUNG";
 /// What comes after a PDF's key in that of its trace. No PDF has such a key.
 pub const TRACE_SUFFIX: &str = ".trace.json.gz";
 /// The class name that the Amazon SQS Extended Client Library puts before a pointer.
@@ -42,7 +46,7 @@ pub struct Job {
     /// The value of `Content-Disposition`, if the message names a file.
     pub content_disposition: Option<String>,
     pub if_exists: IfExists,
-    /// The object's metadata but for the page count: the message's and ours.
+    /// The object's metadata but for the page count and an e-invoice's level: the message's and ours.
     pub metadata: BTreeMap<String, String>,
 }
 
@@ -202,9 +206,11 @@ impl Job {
             ("template-version", &edition.version),
             ("template-digest", &edition.digest),
             ("pages", PAGES_PLACEHOLDER),
+            (E_INVOICE, E_INVOICE_PLACEHOLDER),
         ];
         let mut metadata = checked_metadata(message.metadata, ours)?;
         metadata.remove("pages");
+        metadata.remove(E_INVOICE);
         Ok(Self {
             data: Bytes::copy_from_slice(message.data.get().as_bytes()),
             template: message.template,
@@ -301,7 +307,7 @@ fn check_pdf_key(key: &str) -> Result<(), KeyProblem> {
 /// The message's metadata and ours, if S3 takes them.
 fn checked_metadata(
     given: BTreeMap<String, String>,
-    ours: [(&str, &str); 6],
+    ours: [(&str, &str); 7],
 ) -> Result<BTreeMap<String, String>, JobError> {
     let mut metadata: BTreeMap<String, String> =
         ours.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
@@ -465,6 +471,7 @@ mod tests {
             ("a", " a"),
             ("a", "a\\n"),
             ("Pages", "3"),
+            ("E-Invoice", "BASIC"),
             ("template", "x"),
         ] {
             assert!(matches!(with(name, value).unwrap_err(), JobError::Metadata { .. }), "{name}: {value}");
@@ -477,6 +484,8 @@ mod tests {
             + 5
             + "pages".len()
             + 7
+            + "e-invoice".len()
+            + 9
             + "message-digest".len()
             + 32
             + "template-digest".len()

@@ -15,9 +15,9 @@
 //!
 //! The way down is `main` → [`function`] → [`press`] → [`typeset`]; [`job`] (the message
 //! contract), [`config`] (the environment), [`storage`] (S3), [`queues`] (SQS), [`aws`] (what
-//! those two have in common), [`census`] (what processes hold), [`json_error`] and [`os`]
-//! (all `unsafe` there is) are leaves. Nothing imports what
-//! stands above it.
+//! those two have in common), [`pdf`] (what is done to a PDF after Typst), [`census`] (what
+//! processes hold), [`json_error`] and [`os`] (all `unsafe` there is) are leaves. Nothing imports
+//! what stands above it.
 
 pub mod aws;
 pub mod census;
@@ -26,6 +26,7 @@ pub mod function;
 pub mod job;
 pub mod json_error;
 pub mod os;
+pub mod pdf;
 pub mod press;
 pub mod queues;
 pub mod storage;

@@ -74,6 +74,9 @@ pub struct Announcement<'a> {
     pub e_tag: Option<&'a str>,
     pub pages: usize,
     pub bytes: usize,
+    /// The level, if it is an e-invoice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub e_invoice: Option<&'a str>,
 }
 
 /// A message that is to be delivered again, and when.

@@ -13,7 +13,8 @@ use bytes::{Bytes, BytesMut};
 
 use crate::aws;
 use crate::config::Config;
-use crate::job::{IfExists, Job, Pointer};
+use crate::job::{E_INVOICE, IfExists, Job, Pointer};
+use crate::pdf::Level;
 
 /// The two buckets that pressrun touches.
 #[derive(Clone, Debug)]
@@ -70,6 +71,8 @@ pub enum StoreError {
 pub struct StoredObject {
     pub pages: usize,
     pub bytes: usize,
+    /// If it is an e-invoice.
+    pub e_invoice: Option<Level>,
     pub e_tag: Option<String>,
     /// If the bucket keeps versions.
     pub version_id: Option<String>,
@@ -197,10 +200,12 @@ impl Storage {
         &self,
         job: &Job,
         pages: usize,
+        e_invoice: Option<Level>,
         pdf: Bytes,
         time_of_a_try: Duration,
     ) -> Result<StoredObject, StoreError> {
         let bytes = pdf.len();
+        let level = e_invoice.map(|level| (E_INVOICE.to_owned(), level.to_string()));
         let stored = self
             .client
             .put_object()
@@ -209,7 +214,7 @@ impl Storage {
             .content_type("application/pdf")
             .set_content_disposition(job.content_disposition.clone())
             .set_if_none_match((job.if_exists == IfExists::Fail).then(|| "*".to_owned()))
-            .set_metadata(Some(job.metadata.clone().into_iter().collect()))
+            .set_metadata(Some(job.metadata.clone().into_iter().chain(level).collect()))
             .metadata("pages", pages.to_string())
             .body(ByteStream::from(pdf))
             .customize()
@@ -217,7 +222,9 @@ impl Storage {
             .send()
             .await;
         match stored {
-            Ok(stored) => Ok(StoredObject { pages, bytes, e_tag: stored.e_tag, version_id: stored.version_id }),
+            Ok(stored) => {
+                Ok(StoredObject { pages, bytes, e_invoice, e_tag: stored.e_tag, version_id: stored.version_id })
+            }
             Err(error) if aws::status(&error) == Some(412) => self.find_owner(job, time_of_a_try).await,
             Err(error) if is_denied(&error) => Err(StoreError::Denied(aws::in_short(&error))),
             Err(error) => Err(StoreError::Unavailable(aws::in_short(&error))),
@@ -279,8 +286,9 @@ impl Storage {
         let bytes = head.content_length().and_then(|length| usize::try_from(length).ok());
         let metadata = head.metadata.unwrap_or_default();
         let pages = metadata.get("pages").and_then(|pages| pages.parse().ok());
+        let e_invoice = metadata.get(E_INVOICE).and_then(|level| Level::parse(level));
         let (e_tag, version_id) = (head.e_tag, head.version_id);
-        let object = pages.zip(bytes).map(|(pages, bytes)| StoredObject { pages, bytes, e_tag, version_id });
+        let object = pages.zip(bytes).map(|(pages, bytes)| StoredObject { pages, bytes, e_invoice, e_tag, version_id });
         Ok((metadata, object))
     }
 }

@@ -103,7 +103,7 @@ fn numbers_that_cannot_be_are_no_panic() {
             until_run_works(press).await;
             say(liar, Frame::new(FrameKind::Pdf, &b"%PDF-lie"[..]));
             let (pages, render_time) = (u32::MAX, Duration::MAX);
-            say(liar, Response::Rendered { pages, warnings: Vec::new(), render_time }.into_frame());
+            say(liar, Response::Rendered { pages, e_invoice: None, warnings: Vec::new(), render_time }.into_frame());
         });
         assert!(matches!(&verdicts[0], Verdict::Stored(stored) if stored.pages == u32::MAX as usize));
         // It is still at the first, and does not begin with the second, which another run gets.
@@ -196,7 +196,8 @@ fn a_complete_response_that_death_follows_is_a_response() {
             let liar = run_of(press);
             // Nobody reads meanwhile, so the end is told with the response still in the pipe.
             say(liar, Frame::new(FrameKind::Pdf, &b"%PDF-1.7 small"[..]));
-            say(liar, Response::Rendered { pages: 1, warnings: Vec::new(), render_time: Duration::ZERO }.into_frame());
+            let (warnings, render_time) = (Vec::new(), Duration::ZERO);
+            say(liar, Response::Rendered { pages: 1, e_invoice: None, warnings, render_time }.into_frame());
             signal(liar, Signal::SIGKILL);
             until_blocking("the press has reaped it", || !is_alive(liar));
         });

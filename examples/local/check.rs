@@ -39,7 +39,9 @@ pub fn check(
         match set_sample_in_time(&typesetter, name, threads, time_limit) {
             Ok(Ok((pdf, took))) => {
                 let milliseconds = took.as_secs_f64() * 1000.0;
-                let standards = typesetter.standards(name).join(", ");
+                let e_invoice = pdf.e_invoice.map(|level| format!("e-invoice: {level}"));
+                let standards: Vec<String> = typesetter.standards(name).iter().cloned().chain(e_invoice).collect();
+                let standards = standards.join(", ");
                 println!("{:<7} {name:<20} {:>6} {milliseconds:>9.1}  {standards}", "ok", pdf.pages);
                 print_all(&pdf.warnings);
             }

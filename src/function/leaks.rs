@@ -108,6 +108,13 @@ impl Grown {
 }
 
 fn growth_of_press(supervisor: &Supervisor, before: &Holdings, after: &Holdings) -> Vec<Growth> {
+    // A run that has just been forked is called as its press is, until it names itself.
+    let total = |holdings: &Holdings| {
+        let children = [("run".to_owned(), holdings.children.values().sum())].into();
+        Holdings { children, ..holdings.clone() }
+    };
+    let has_more_children = after.children.values().sum::<usize>() > before.children.values().sum();
+    let (before, after) = if has_more_children { (before, after) } else { (&total(before), &total(after)) };
     let mut growth = after.growth_since(before, PRESS);
     growth.extend(growth_of_memory(supervisor, after));
     growth

@@ -74,7 +74,7 @@ async fn run(log: LogSettings) -> Result<(), lambda_runtime::Error> {
     let sigterm = async {
         sigterm.recv().await;
         let doing = if function.try_lock().is_ok() { "idle" } else { "working" };
-        tracing::info!("SIGTERM while {doing}: presses and runs are ended");
+        tracing::info!("SIGTERM while {doing}: press and runs are ended");
     };
     // SIGTERM drops the invocation under way: Lambda hears nothing of it, and SQS delivers again.
     let ran = tokio::select! {

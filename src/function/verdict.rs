@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::limits::{MemoryLimit, TimeLimit};
+use crate::pdf::Level;
 use crate::press::RunEnd;
 use crate::storage::StoredObject;
 use crate::typeset::diagnostics::Diagnostic;
@@ -33,6 +34,8 @@ pub struct Stored {
     pub key: String,
     pub pages: usize,
     pub bytes: usize,
+    /// If it is an e-invoice.
+    pub e_invoice: Option<Level>,
     pub e_tag: Option<String>,
     /// If the bucket keeps versions.
     pub version_id: Option<String>,
@@ -60,9 +63,9 @@ pub enum ErrorCode {
     InvalidMessage,
     /// There is no such template.
     UnknownTemplate,
-    /// The data are not what the template's schema says.
+    /// The data, or the XML of an e-invoice, are not what the template takes.
     InvalidData,
-    /// Typst found an error.
+    /// Typst found an error, or the PDF is not the e-invoice that its template says it is.
     TypstError,
     /// Typst panicked.
     TypstPanicked,
@@ -102,8 +105,8 @@ impl Stored {
     /// The document has been set and stored.
     #[must_use]
     pub fn now(key: String, object: StoredObject, warnings: Vec<Diagnostic>, typesetting: Duration) -> Self {
-        let StoredObject { pages, bytes, e_tag, version_id } = object;
-        Self { key, pages, bytes, e_tag, version_id, was_there: false, warnings, typesetting }
+        let StoredObject { pages, bytes, e_invoice, e_tag, version_id } = object;
+        Self { key, pages, bytes, e_invoice, e_tag, version_id, was_there: false, warnings, typesetting }
     }
 
     /// An earlier delivery of the message had stored the document.
@@ -119,7 +122,7 @@ impl Failure {
         Self { code, message: message.into(), diagnostics: Vec::new() }
     }
 
-    /// The data are not what the template's schema says.
+    /// The data are not what the template's schema says, or a file is not what the template takes.
     #[must_use]
     pub fn invalid_data(violations: Vec<Diagnostic>) -> Self {
         let first = violations.first().map_or("it gave no reason", |violation| &violation.message);
@@ -127,7 +130,11 @@ impl Failure {
             0 | 1 => String::new(),
             violations => format!(" (and {} more)", violations - 1),
         };
-        let message = format!("the data are not what the template's schema says: {first}{others}");
+        let what = match violations.first().and_then(|violation| violation.file.as_ref()) {
+            Some(file) => format!("the message's file {file} is not what the template takes"),
+            None => "the data are not what the template's schema says".to_owned(),
+        };
+        let message = format!("{what}: {first}{others}");
         Self { code: ErrorCode::InvalidData, message, diagnostics: violations }
     }
 

@@ -12,7 +12,7 @@
 //! pipes that pass through no other process ([`run_handle`]). [`protocol`] is what they say, and
 //! [`control_socket`] the socket between function and press.
 //!
-//! Imports [`crate::typeset`] and the leaves [`crate::os`] and [`crate::census`] only. Must never be
+//! Imports [`crate::typeset`] and the leaves [`crate::pdf`], [`crate::os`] and [`crate::census`] only. Must never be
 //! true: that a press has a second thread when it forks, sees a byte of a message or renders a
 //! document; that a run which has seen one lives on after its invocation; that what a run says is
 //! taken for how a process has ended.

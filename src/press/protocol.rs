@@ -24,6 +24,7 @@ use tokio_util::codec::{Decoder, Encoder, LengthDelimitedCodec};
 
 use super::sandbox::SandboxLevel;
 use crate::os::ProcessEnd;
+use crate::pdf::Level;
 use crate::typeset::TemplateVersion;
 use crate::typeset::diagnostics::{self, Diagnostic};
 
@@ -228,10 +229,10 @@ pub struct DocumentHeader {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Response {
     /// The PDF came before this, whole.
-    Rendered { pages: u32, warnings: Vec<Diagnostic>, render_time: Duration },
-    /// The data are not what the template's schema says.
+    Rendered { pages: u32, e_invoice: Option<Level>, warnings: Vec<Diagnostic>, render_time: Duration },
+    /// The data, or the XML of an e-invoice, are not what the template takes.
     InvalidData { violations: Vec<Diagnostic> },
-    /// Typst found an error.
+    /// Typst found an error, or the PDF is not the e-invoice that it is to be.
     TypstError { diagnostics: Vec<Diagnostic> },
     /// Typst panicked. The run ends after it.
     Panicked { message: String },

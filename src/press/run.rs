@@ -149,7 +149,7 @@ impl<'a> Run<'a> {
             }
         };
         let render_time = began.elapsed();
-        let Pdf { bytes, pages, warnings } = pdf;
+        let Pdf { bytes, pages, e_invoice, warnings } = pdf;
         for chunk in protocol::chunks(FrameKind::Pdf, &Bytes::from(bytes)) {
             protocol::write(&self.responses, chunk)?;
         }
@@ -160,7 +160,8 @@ impl<'a> Run<'a> {
             let writer = FrameWriter { pipe: &self.responses, kind: FrameKind::Timings };
             recording.export(self.typesetter, &header.template, writer)?;
         }
-        Ok(Response::Rendered { pages: u32::try_from(pages).unwrap_or(u32::MAX), warnings, render_time })
+        let pages = u32::try_from(pages).unwrap_or(u32::MAX);
+        Ok(Response::Rendered { pages, e_invoice, warnings, render_time })
     }
 
     /// Renders a document, and meanwhile starts more threads for it as the function allows them.

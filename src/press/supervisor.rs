@@ -344,7 +344,7 @@ impl Supervisor {
     /// Tells of a run that has seen a message.
     pub(super) fn run_has_ended(&self, worker: usize, cause: Option<Cause>, end: &RunEnd) {
         let (peak_memory_bytes, cpu_time) = (end.process.peak_memory_bytes, end.process.cpu_time);
-        tracing::debug!(worker, peak_memory_bytes, ?cpu_time, "a run {}", end.process.status);
+        tracing::debug!(peak_memory_bytes, ?cpu_time, "a run {}", end.process.status);
         self.stats.borrow_mut().ended_runs.push(EndedRun { worker, cause, peak_memory_bytes, cpu_time });
     }
 

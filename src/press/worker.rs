@@ -111,7 +111,7 @@ impl Worker {
     pub(super) async fn prove(&mut self) -> Result<(), String> {
         self.fork_ahead();
         let Some(run) = &mut self.run else { return Err("no run can be forked".to_owned()) };
-        if timeout(WARM_UP_TIMEOUT, run.is_sandboxed()).await == Ok(true) {
+        if timeout(WARM_UP_TIMEOUT, run.is_sandboxed()).await == Ok(true) && run.is_forked().await {
             return Ok(());
         }
         run.kill();

@@ -73,6 +73,11 @@ pub(super) fn file_of_message(path: &str) -> Option<&str> {
     path.strip_prefix(FILES_FOLDER)
 }
 
+/// The path in the template that stands for a message's file.
+pub(super) fn path_of_file(name: &str) -> String {
+    format!("{FILES_FOLDER}{name}")
+}
+
 /// Reads a template's own files.
 pub(super) fn load_project(dir: &Path) -> Result<Files, TemplateError> {
     let mut files = Files::new(PathBuf::new());

@@ -10,6 +10,7 @@ use typst::syntax::package::{PackageManifest, PackageVersion};
 use typst_pdf::{PdfStandard, PdfStandards};
 
 use super::template_error::TemplateError;
+use crate::pdf::FileName;
 
 const MANIFEST_FILE: &str = "typst.toml";
 
@@ -26,7 +27,11 @@ const ALLOW_BOXES: [PdfStandard; 6] = [
     PdfStandard::A_1b,
 ];
 
+/// Standards that an e-invoice may have: those that allow attached files of every kind.
+const E_INVOICE_STANDARDS: [PdfStandard; 3] = [PdfStandard::A_3a, PdfStandard::A_3b, PdfStandard::A_3u];
+
 /// A manifest whose parts go together.
+#[expect(clippy::struct_excessive_bools, reason = "each is a line of the manifest, and goes with any other")]
 pub(super) struct Manifest {
     pub version: PackageVersion,
     /// The Typst file to compile, a path in the template's folder.
@@ -39,6 +44,10 @@ pub(super) struct Manifest {
     /// Whether a standard refuses characters that no font has, whatever the template allows.
     pub forbids_boxes: bool,
     pub tagged: bool,
+    /// Whether PDFs are compacted where their version allows it.
+    pub compact: bool,
+    /// The name of the XML that makes documents e-invoices, if they are to be.
+    pub e_invoice: Option<FileName>,
     pub allow_missing_fonts: bool,
 }
 
@@ -50,6 +59,8 @@ struct PressrunSection {
     #[serde(default)]
     standards: Vec<PdfStandard>,
     tagged: Option<bool>,
+    compact: Option<bool>,
+    e_invoice: Option<String>,
     #[serde(default)]
     allow_missing_fonts: bool,
 }
@@ -65,6 +76,7 @@ fn parse(text: &str) -> Result<Manifest, String> {
     let mut manifest: PackageManifest = toml::from_str(text).map_err(|error| error.to_string())?;
     let section = pressrun_section(&mut manifest).map_err(|error| format!("[tool.pressrun]: {error}"))?;
     let tagged = section.tagged.unwrap_or(true);
+    let e_invoice = section.e_invoice.as_deref().map(|name| e_invoice(name, &section.standards)).transpose();
     Ok(Manifest {
         version: manifest.package.version,
         entrypoint: manifest.package.entrypoint.into(),
@@ -73,6 +85,8 @@ fn parse(text: &str) -> Result<Manifest, String> {
         forbids_boxes: section.standards.iter().any(|standard| !ALLOW_BOXES.contains(standard)),
         standard_names: section.standards.into_iter().map(name_of).collect(),
         tagged,
+        compact: section.compact.unwrap_or(true),
+        e_invoice: e_invoice.map_err(|error| format!("[tool.pressrun] e-invoice: {error}"))?,
         allow_missing_fonts: section.allow_missing_fonts,
     })
 }
@@ -93,6 +107,18 @@ fn standards(asked: &[PdfStandard], tagged: bool) -> Result<PdfStandards, String
     })
 }
 
+/// The name of an e-invoice's XML, if these standards are for e-invoices.
+fn e_invoice(name: &str, standards: &[PdfStandard]) -> Result<FileName, String> {
+    let names = FileName::ALL.map(FileName::as_str);
+    let file_name = FileName::parse(name)
+        .ok_or_else(|| format!("{name:?} is no e-invoice's file; expected {}", names.join(" or ")))?;
+    if standards.iter().any(|standard| E_INVOICE_STANDARDS.contains(standard)) {
+        return Ok(file_name);
+    }
+    let expected = E_INVOICE_STANDARDS.map(name_of).join(", ");
+    Err(format!("an e-invoice is a PDF/A-3, so standards has to have one of {expected}, as standards = [\"a-3b\"]"))
+}
+
 /// As the manifest spells it.
 fn name_of(standard: PdfStandard) -> String {
     serde_json::to_value(standard).ok().and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default()
@@ -111,6 +137,7 @@ mod tests {
     fn a_section_may_be_empty_or_say_all() {
         let manifest = with("").unwrap();
         assert!(manifest.tagged && !manifest.allow_missing_fonts && manifest.schema.is_none());
+        assert!(manifest.compact && manifest.e_invoice.is_none());
         let manifest = with(
             "schema = \"schema.json\"\nstandards = [\"a-2b\", \"ua-1\", \"1.7\"]\ntagged = true\n\
              allow-missing-fonts = true",
@@ -121,11 +148,21 @@ mod tests {
     }
 
     #[test]
+    fn an_e_invoice_is_of_any_pdf_a_3() {
+        for standards in ["\"a-3a\", \"ua-1\"", "\"a-3b\"", "\"a-3u\", \"1.7\""] {
+            let manifest = with(&format!("standards = [{standards}]\ne-invoice = \"xrechnung.xml\"\ncompact = false"));
+            let manifest = manifest.unwrap();
+            assert_eq!(manifest.e_invoice, Some(FileName::XRechnung));
+            assert!(!manifest.compact);
+        }
+    }
+
+    #[test]
     fn what_cannot_be_says_the_key_and_what_it_takes() {
         for (section, expected) in [
             (
                 "shema = \"a\"",
-                "unknown field `shema`, expected one of `schema`, `standards`, `tagged`, `allow-missing-fonts`",
+                "unknown field `shema`, expected one of `schema`, `standards`, `tagged`, `compact`, `e-invoice`, `allow-missing-fonts`",
             ),
             ("standards = [\"a-9z\"]", "unknown variant `a-9z`, expected one of `1.4`, "),
             ("standards = \"a-2b\"", "invalid type: string \"a-2b\", expected a sequence"),
@@ -137,6 +174,17 @@ mod tests {
             ),
             ("standards = [\"a-4\", \"ua-1\"]", "standards: PDF/A-4 and PDF/UA-1 are mutually incompatible"),
             ("tagged = \"yes\"", "invalid type: string \"yes\", expected a boolean"),
+            ("compact = 1", "invalid type: integer `1`, expected a boolean"),
+            (
+                "standards = [\"a-3b\"]\ne-invoice = \"zugferd.xml\"",
+                "e-invoice: \"zugferd.xml\" is no e-invoice's file; expected factur-x.xml or xrechnung.xml",
+            ),
+            (
+                "e-invoice = \"factur-x.xml\"",
+                "e-invoice: an e-invoice is a PDF/A-3, so standards has to have one of a-3a, a-3b, a-3u",
+            ),
+            ("standards = [\"a-2b\"]\ne-invoice = \"factur-x.xml\"", "an e-invoice is a PDF/A-3"),
+            ("standards = [\"a-4f\"]\ne-invoice = \"factur-x.xml\"", "an e-invoice is a PDF/A-3"),
         ] {
             let problem = with(section).err().unwrap();
             assert!(problem.starts_with("[tool.pressrun]") && problem.contains(expected), "{section}: {problem}");

@@ -1,12 +1,13 @@
 //! Typst: fonts, templates, compile and export, diagnostics, and the pool of one document.
 //!
-//! Knows nothing of processes, pipes, queues or S3, and imports nothing of ours. Must never be
-//! true: that a thread started here outlives the call that started it, or that a message's data
-//! is served to another document.
+//! Knows nothing of processes, pipes, queues or S3, and imports nothing of ours but
+//! [`crate::pdf`]. Must never be true: that a thread started here outlives the call that started it,
+//! or that a message's data is served to another document.
 
 pub mod diagnostics;
 mod digest;
 mod files;
+mod finishing;
 mod font_coverage;
 mod fonts;
 mod manifest;
@@ -20,6 +21,7 @@ mod world;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -35,6 +37,8 @@ use files::Files;
 use templates::{CommonFonts, Template};
 use world::DocumentWorld;
 
+use crate::pdf::{EInvoice, Level};
+
 pub use template_error::{TemplateError, TemplateErrors};
 
 /// The message timestamp that samples are set with: 1 January 2026, in milliseconds.
@@ -49,6 +53,8 @@ const NO_CONVERGENCE: &str = "document did not converge";
 pub struct Typesetter {
     packages: FileStore<Files>,
     templates: BTreeMap<String, Template>,
+    /// Whether it has been said that a PDF could not be compacted.
+    has_warned_of_compaction: AtomicBool,
 }
 
 /// Which template exactly: what its author calls it, and what it is.
@@ -84,6 +90,8 @@ pub struct Document {
 pub struct Pdf {
     pub bytes: Vec<u8>,
     pub pages: usize,
+    /// If it is an e-invoice, of which level.
+    pub e_invoice: Option<Level>,
     pub warnings: Vec<Diagnostic>,
 }
 
@@ -91,9 +99,9 @@ pub struct Pdf {
 #[derive(Debug)]
 pub enum SetError {
     UnknownTemplate,
-    /// Where the data are not what the template's schema says.
+    /// Where the data are not what the template's schema says, or what is wrong with an e-invoice's XML.
     Data(Vec<Diagnostic>),
-    /// What Typst had to say: at least one error, and the warnings.
+    /// What Typst had to say: at least one error, and the warnings. Or why its PDF is no e-invoice.
     Typst(Vec<Diagnostic>),
 }
 
@@ -128,7 +136,8 @@ impl Typesetter {
                 Err(error) => drop(broken.insert(name, error)),
             }
         }
-        Ok((Self { packages: FileStore::new(packages), templates }, broken))
+        let packages = FileStore::new(packages);
+        Ok((Self { packages, templates, has_warned_of_compaction: AtomicBool::default() }, broken))
     }
 
     /// The names of the templates and their versions, sorted by name.
@@ -159,15 +168,16 @@ impl Typesetter {
         })
     }
 
-    /// Checks a document's data, compiles and exports it.
+    /// Checks a document's data, compiles and exports it, and finishes its PDF.
     ///
     /// Has to be called on a pool of [`pool`]: Typst puts work on the pool that the calling
     /// thread belongs to, and else on rayon's global one, whose threads never end.
     ///
     /// # Errors
-    /// When there is no such template, the data are not what its schema says, or Typst finds an
-    /// error in it with these data. What would only be a warning in Typst can be an error here:
-    /// a font that is not there, characters that no font has, a layout that does not converge.
+    /// When there is no such template, the data are not what its schema says, Typst finds an error in
+    /// it with these data, or they make no e-invoice where the template makes one. What would only be
+    /// a warning in Typst can be an error here: a font that is not there, characters that no font has,
+    /// a layout that does not converge.
     ///
     /// # Panics
     /// When Typst does, as it may on unforeseen input.
@@ -181,8 +191,10 @@ impl Typesetter {
                 return Err(SetError::Data(violations.iter().map(of_data).collect()));
             }
         }
+        let invoice = finishing::read_invoice(template, &document)?;
         let options = pdf_options(template, &document);
         let data = document.data.clone();
+        let is_sample = document.is_sample;
         let world = DocumentWorld::new(self, template, document);
         let Warned { output, warnings } = typst::compile::<PagedDocument>(&world);
         let mut found: Vec<SourceDiagnostic> = warnings.into_iter().map(|warning| judged(warning, template)).collect();
@@ -192,13 +204,27 @@ impl Typesetter {
             if found.iter().any(is_error) { Err(EcoVec::new()) } else { Ok(paged) }
         });
         let exported = compiled.and_then(|paged| Ok((typst_pdf::pdf(&paged, &options)?, paged.pages().len())));
-        match exported {
-            Ok((bytes, pages)) => Ok(Pdf { bytes, pages, warnings: diagnostics::describe(&world, found) }),
+        // The laid-out document is gone by now, and with it more memory than the PDF needs to be finished.
+        let finished = exported.and_then(|(pdf, pages)| {
+            let (bytes, warning) = finishing::finish(pdf, invoice.as_ref(), template.manifest.compact)?;
+            found.extend(warning.filter(|_| is_sample || self.warns_of_compaction()));
+            Ok((bytes, pages))
+        });
+        match finished {
+            Ok((bytes, pages)) => {
+                let e_invoice = invoice.as_ref().map(EInvoice::level);
+                Ok(Pdf { bytes, pages, e_invoice, warnings: diagnostics::describe(&world, found) })
+            }
             Err(errors) => {
-                found.extend(errors);
+                found.extend(errors.into_iter().map(finishing::with_hint));
                 Err(SetError::Typst(diagnostics::describe(&world, found)))
             }
         }
+    }
+
+    /// Whether this is the first PDF of the process that cannot be compacted: the others cannot either.
+    fn warns_of_compaction(&self) -> bool {
+        !self.has_warned_of_compaction.swap(true, Ordering::Relaxed)
     }
 }
 

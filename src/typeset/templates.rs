@@ -178,4 +178,9 @@ impl Template {
     pub(super) fn sample_name(&self) -> String {
         format!("{}/{SAMPLE_FILE}", self.name)
     }
+
+    /// How a file that comes with the sample is called in diagnostics.
+    pub(super) fn sample_file(&self, name: &str) -> String {
+        format!("{}/{}", self.name, files::path_of_file(name))
+    }
 }

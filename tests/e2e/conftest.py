@@ -1,18 +1,17 @@
 """What the tests share: the program under test, S3 and SQS on loopback, and the function under the emulator."""
 
-import json
 import os
 import shutil
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 import aws
-from documents import REPOSITORY, TEMPLATES, TEST_TEMPLATES
+from documents import TEMPLATES, TEST_TEMPLATES
 from emulator import Emulator
+from local_example import target_directory
 
 OUTPUT = "output"
 INPUT = "input"
@@ -42,9 +41,7 @@ def binary() -> Path:
 @pytest.fixture(scope="session")
 def target() -> Path:
     """Cargo's target directory."""
-    metadata = ["cargo", "metadata", "--locked", "--no-deps", "--format-version", "1"]
-    said = subprocess.run(metadata, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
-    return Path(json.loads(said)["target_directory"])
+    return target_directory()
 
 
 @pytest.fixture(scope="session")

@@ -127,5 +127,5 @@ KILLING = [
     message("endless", {"endless": True}),
 ]
 
-# A document that takes more than 80 % of that much memory, together with the rest of a function with one worker.
+# A document that takes more than 70 % of that much memory, together with the rest of a function with one worker.
 NEARLY_ALL_OF_2048_MB = message("greedy", {"megabytes": 1_690})

@@ -6,6 +6,7 @@ pub mod embedded;
 pub mod log;
 pub mod processes;
 pub mod proxy;
+pub mod templates;
 pub mod told;
 
 use std::path::{Path, PathBuf};

@@ -25,6 +25,7 @@ use super::records::Record;
 use super::shares::Shares;
 use super::verdict::{Failure, Verdict};
 use crate::job::{Job, Surroundings};
+use crate::pdf::Level;
 use crate::press::Worker;
 use crate::queues::Queues;
 use crate::storage::Storage;
@@ -92,6 +93,7 @@ struct Decision {
 /// A PDF that waits to be stored.
 struct Typeset {
     pages: usize,
+    e_invoice: Option<Level>,
     warnings: Vec<Diagnostic>,
     typesetting: Duration,
     pdf: Bytes,

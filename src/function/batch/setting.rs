@@ -75,11 +75,15 @@ impl<'a> Batch<'a> {
             let request = Request { header, content: content.clone(), max_response_bytes: memory.response_bytes() };
             let was_fresh = worker.is_fresh();
             let not_set = match worker.render(&request, &mut threads).await {
-                Ok(RunResponse { response: Response::Rendered { pages, warnings, render_time }, pdf, timings }) => {
+                Ok(RunResponse {
+                    response: Response::Rendered { pages, e_invoice, warnings, render_time },
+                    pdf,
+                    timings,
+                }) => {
                     space.holds(pdf.len() + timings.len());
                     document.drop_inputs();
-                    let typesetting = render_time;
-                    let typeset = Typeset { pages: pages as usize, warnings, typesetting, pdf, trace: timings, space };
+                    let (pages, typesetting) = (pages as usize, render_time);
+                    let typeset = Typeset { pages, e_invoice, warnings, typesetting, pdf, trace: timings, space };
                     return Setting::Rendered(Box::new(document), typeset);
                 }
                 Ok(RunResponse { response, .. }) => not_rendered(response, was_fresh),

@@ -7,6 +7,7 @@ use std::time::Instant;
 use super::{Batch, Decision, Document, Slow, Typeset};
 use crate::function::records::Record;
 use crate::function::verdict::{ErrorCode, Failure, Stored, Verdict};
+use crate::pdf::Level;
 use crate::queues::{Announcement, FailedMessage};
 use crate::storage::StoreError;
 
@@ -37,6 +38,7 @@ impl Batch<'_> {
             e_tag: stored.e_tag.as_deref().map(|e_tag| e_tag.trim_matches('"')),
             pages: stored.pages,
             bytes: stored.bytes,
+            e_invoice: stored.e_invoice.map(Level::as_str),
         };
         let group = record.message_group.as_deref();
         match self.workshop.queues.announce(&announcement, group, self.workshop.limits.time_of_a_try()).await {
@@ -80,9 +82,10 @@ impl Batch<'_> {
     pub(super) async fn store(&self, document: Document<'_>, typeset: Typeset) -> (Decision, Option<Slow>) {
         let _turn = self.uploads.acquire().await.expect("the semaphore is never closed");
         let Document { account, job, turn, trace_slower_than, .. } = document;
-        let Typeset { pages, warnings, typesetting, pdf, trace, mut space } = typeset;
+        let Typeset { pages, e_invoice, warnings, typesetting, pdf, trace, mut space } = typeset;
         let began = Instant::now();
-        let stored = self.workshop.storage.store(&job, pages, pdf, self.workshop.limits.time_of_a_try()).await;
+        let stored =
+            self.workshop.storage.store(&job, pages, e_invoice, pdf, self.workshop.limits.time_of_a_try()).await;
         account.upload_time.set(Some(began.elapsed()));
         space.holds(trace.len());
         let verdict = match stored {
