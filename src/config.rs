@@ -30,8 +30,8 @@ pub struct Config {
     /// `TEMPLATES_DIR`. Default: `templates` in `LAMBDA_TASK_ROOT`, else `/opt/templates`, else
     /// `./templates`, whichever exists.
     pub templates_dir: PathBuf,
-    /// `WORKERS`: how many runs there are at the same time. Default: the vCPUs that the memory size buys, at 1,769 MB
-    /// each, rounded, at least 1, at most the CPUs seen.
+    /// `WORKERS`: how many runs there are at the same time. Default: the vCPUs that the memory size
+    /// buys, at 1,769 MB each, rounded, at least 1, at most the CPUs seen.
     pub workers: usize,
     /// The most threads that one document may have: the CPUs that `workers` is bounded by.
     pub cores: usize,

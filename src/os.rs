@@ -226,15 +226,6 @@ pub fn receive_packet(socket: &impl AsFd, buffer: &mut [u8]) -> io::Result<(usiz
     Ok((packet.bytes, files))
 }
 
-/// Gives back to the kernel what the allocator holds of freed memory.
-pub fn trim_memory() {
-    // SAFETY: It takes a number and may be called at any time.
-    #[cfg(target_env = "gnu")]
-    unsafe {
-        libc::malloc_trim(0);
-    }
-}
-
 /// Ends this process at once: no destructors, no `atexit` handlers, no flushing. What a forked
 /// copy must do, since all of those belong to its parent.
 pub fn exit_now(code: i32) -> ! {

@@ -1,5 +1,5 @@
 //! Invariants 1 and 6: after the handler has returned nothing is left of what it started, in the
-//! function and in every press; and a press has one thread.
+//! function and in the press; and that has one thread.
 //!
 //! The tests count what this process holds, so they take turns.
 

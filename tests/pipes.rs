@@ -1,4 +1,4 @@
-//! Anything unexpected on a pipe is the press's fault, never a panic or a hang of the function;
+//! Anything unexpected on a pipe or the control socket is an error, never a panic or a hang of the function;
 //! and nothing that can be sent to it as a message is either.
 
 mod support;

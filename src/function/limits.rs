@@ -72,7 +72,7 @@ impl Limits {
         Self { deadline, grant: grant.unwrap_or(whole / 2), memory_bytes }
     }
 
-    /// The memory for what is read ahead of the presses, a quarter of it all.
+    /// The memory for what is read ahead of the workers, a quarter of it all.
     #[must_use]
     pub fn memory_for_inputs(&self) -> Option<usize> {
         self.memory_bytes.map(|bytes| usize::try_from(bytes / 4).unwrap_or(usize::MAX))
@@ -104,7 +104,7 @@ impl Limits {
         self.deadline.time_left().map_or(LONGEST_TRY, |left| (left / 2).min(LONGEST_TRY))
     }
 
-    /// The time for a document that begins now. While others wait for a press it gets at most
+    /// The time for a document that begins now. While others wait for a worker it gets at most
     /// half of what is left, and the others the rest.
     #[must_use]
     pub fn time(&self, others_wait: bool) -> TimeLimit {

@@ -4,10 +4,10 @@ use std::cell::Cell;
 
 use tokio::sync::watch;
 
-/// How many documents still want a press, and how many threads each may have meanwhile.
+/// How many documents still want a worker, and how many threads each may have meanwhile.
 pub(super) struct Shares {
     cores: usize,
-    /// Documents that no press has taken yet.
+    /// Documents that no worker has taken yet.
     waiting: Cell<usize>,
     /// Documents that may be set at the same time: those under way, and the first ones of those
     /// that wait for each other.
@@ -26,7 +26,7 @@ impl Shares {
         self.update();
     }
 
-    /// A document has a press, or does not need one any more.
+    /// A document has a worker, or does not need one any more.
     pub fn one_fewer_waits(&self) {
         self.waiting.update(|waiting| waiting - 1);
     }

@@ -35,21 +35,21 @@ const TIMINGS_EXPORT_TIME: Duration = Duration::from_secs(2);
 /// Serves requests from stdin until it ends, then ends this process.
 ///
 /// The sample is rendered first, for nothing but its effect on this process's memory: a fresh copy
-/// pays for every page that it touches first. Not if a document is waiting already. With the press's
-/// memo cache it is rendered once more before that, at once, to prove that the sandbox allows it.
+/// pays for every page that it touches first. Not if a document is waiting already. The first run of a
+/// press renders it once more before that, at once, to prove that the sandbox allows it.
 pub(super) fn main(
     typesetter: &Typesetter,
     cores: usize,
     level: SandboxLevel,
     sample: Option<&str>,
-    has_memo_cache: bool,
+    is_first: bool,
 ) -> ! {
     panic::set_hook(Box::new(panic_hook));
     // Nothing may unwind into the frames copied from the press.
     let served = panic::catch_unwind(AssertUnwindSafe(|| {
         // Not dropped: to close a file, a debug build makes a system call that a run may not make.
         let mut run = ManuallyDrop::new(Run::start(typesetter, cores, level)?);
-        run.warm_up(sample.and_then(|template| typesetter.sample(template)), has_memo_cache)?;
+        run.warm_up(sample.and_then(|template| typesetter.sample(template)), is_first)?;
         run.serve()
     }));
     os::exit_now(match served {
@@ -94,17 +94,17 @@ impl<'a> Run<'a> {
     /// process's own before a document needs it. With the press's memo cache it would be done at
     /// once, and touch next to nothing: a run of one invoice then takes 1.5 times as long as one in
     /// a run that never ends, instead of 1.1 times.
-    fn warm_up(&mut self, sample: Option<Document>, has_memo_cache: bool) -> io::Result<()> {
+    fn warm_up(&mut self, sample: Option<Document>, is_first: bool) -> io::Result<()> {
         let Some(sample) = sample else { return Ok(()) };
         let began = Instant::now();
         // What it looks like does not matter, not even whether it comes out.
         let render = || pool::on_fixed_pool(1, || self.typesetter.set(sample.clone())).map(drop);
-        if has_memo_cache {
+        if is_first {
             render()?;
             protocol::write(&self.responses, Frame::empty(FrameKind::Sandboxed))?;
-            typeset::forget_all_documents();
         }
         if !is_readable(&self.requests.pipe)? {
+            typeset::forget_all_documents();
             render()?;
         }
         protocol::write(&self.responses, Frame::json(FrameKind::Warm, &began.elapsed()))

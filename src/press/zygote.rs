@@ -27,7 +27,7 @@ use super::protocol::{PressCommand, PressEvent, StartStage};
 use super::run;
 use super::sandbox::{self, Preparation, SandboxLevel};
 use crate::os::{self, ForkError, ThreadCount};
-use crate::typeset::{self, SetError, TemplateVersion, Typesetter, pool};
+use crate::typeset::{SetError, TemplateVersion, Typesetter, pool};
 
 /// Is a press until the function, whose process id is `function`, closes its end of the control
 /// socket, which is stdin.
@@ -54,8 +54,8 @@ struct Zygote {
     /// Tells that a run has ended.
     child_signals: SignalFd,
     runs: BTreeMap<u64, Pid>,
-    /// Whether this process has what Typst has memoized of the samples.
-    has_memo_cache: bool,
+    /// Whether a run has been forked before.
+    has_forked: bool,
     unsent: VecDeque<PressEvent>,
 }
 
@@ -102,7 +102,7 @@ impl Zygote {
             control,
             child_signals,
             runs: BTreeMap::new(),
-            has_memo_cache: true,
+            has_forked: false,
             unsent: VecDeque::new(),
         }))
     }
@@ -111,7 +111,6 @@ impl Zygote {
     fn serve(mut self) -> io::Result<()> {
         loop {
             self.send_events()?;
-            self.drop_memo_cache();
             self.wait()?;
             self.reap_runs()?;
             loop {
@@ -124,17 +123,6 @@ impl Zygote {
                     Received::Closed => return self.end_runs(),
                 }
             }
-        }
-    }
-
-    /// Frees the memo cache when the first run has its copy, to render a sample from it at once. The
-    /// others warm themselves as if for the first time: they would drop it, and copy each page of it
-    /// to do that, 11 MB a run.
-    fn drop_memo_cache(&mut self) {
-        if self.has_memo_cache && !self.runs.is_empty() {
-            typeset::forget_all_documents();
-            os::trim_memory();
-            self.has_memo_cache = false;
         }
     }
 
@@ -178,6 +166,7 @@ impl Zygote {
             Ok(ForkResult::Child) => self.become_run(sample, &pipes),
             Ok(ForkResult::Parent { child }) => {
                 self.runs.insert(run, child);
+                self.has_forked = true;
                 PressEvent::Forked { run, pid: child.as_raw() }
             }
             Err(ForkError::Kernel(errno)) => PressEvent::NotForked { run, errno: errno as i32 },
@@ -209,7 +198,7 @@ impl Zygote {
             os::exit_now(1);
         }
         let sample = sample.and_then(|index| self.templates.get(index)).map(String::as_str);
-        run::main(&self.typesetter, self.cores, self.level, sample, self.has_memo_cache)
+        run::main(&self.typesetter, self.cores, self.level, sample, !self.has_forked)
     }
 }
 

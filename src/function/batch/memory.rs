@@ -1,5 +1,5 @@
 //! What a batch may have in the function's own memory at a time: messages and files that are read
-//! from S3 ahead of a press, and PDFs that wait to be stored.
+//! from S3 ahead of a worker, and PDFs that wait to be stored.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -35,8 +35,8 @@ pub(super) struct Space {
 impl Memory {
     /// With so many bytes for the inputs of all documents, if that is limited, but with enough for
     /// one, which has `largest_inputs` at most.
-    pub fn new(presses: usize, input_bytes: Option<usize>, largest_inputs: usize) -> Self {
-        let most_pdfs = presses + MOST_UPLOADS;
+    pub fn new(workers: usize, input_bytes: Option<usize>, largest_inputs: usize) -> Self {
+        let most_pdfs = workers + MOST_UPLOADS;
         let input_bytes = input_bytes.unwrap_or(usize::MAX).max(largest_inputs);
         Self {
             inputs: Arc::new(Semaphore::new(kib(input_bytes) as usize)),

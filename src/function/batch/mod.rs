@@ -1,4 +1,4 @@
-//! One batch on its way: each record's message is read, its document set by a free press, and the
+//! One batch on its way: each record's message is read, its document rendered by a free worker, and the
 //! PDF stored as soon as it is there, while others are still being set.
 //!
 //! All of it is one future, with no task of its own: when it is dropped, at the deadline, no
@@ -59,14 +59,14 @@ struct Document<'a> {
     trace_slower_than: Option<Duration>,
 }
 
-/// A document that waits for a press.
+/// A document that waits for a worker.
 struct Queued<'a> {
     document: Document<'a>,
     since: Instant,
     answer: oneshot::Sender<Setting<'a>>,
 }
 
-/// What comes of a document at a press.
+/// What comes of a document at a worker.
 enum Setting<'a> {
     Rendered(Box<Document<'a>>, Typeset),
     /// It is not set, or an earlier delivery of its message has stored it.
@@ -78,7 +78,7 @@ enum Setting<'a> {
 /// Who else may be at work while a document is set.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Beside {
-    /// Documents at the other presses; others are read, and stored.
+    /// Documents at the other workers; others are read, and stored.
     Others,
     Nobody,
 }
@@ -111,11 +111,10 @@ struct Slow {
     _space: Space,
 }
 
-/// Where documents are sent that want a press. The presses' invocation ends when nobody can send
-/// any more.
-type ToPresses<'a> = mpsc::UnboundedSender<Queued<'a>>;
+/// Sender of the work queue. Dropping the last clone ends the invocation on every worker.
+type ToWorkers<'a> = mpsc::UnboundedSender<Queued<'a>>;
 
-/// Where documents wait for a press.
+/// Where documents wait for a worker.
 type Queue<'a> = Mutex<mpsc::UnboundedReceiver<Queued<'a>>>;
 
 /// A record whose document had too little memory while others had theirs, and the records that
@@ -172,24 +171,24 @@ pub async fn set_all(workshop: &Workshop<'_>, workers: &mut [Worker], records: &
 }
 
 impl<'a> Batch<'a> {
-    /// Works through chains side by side, on all presses.
+    /// Works through chains side by side, on all workers.
     async fn work_side_by_side(&self, workers: &mut [Worker], chains: Vec<Chain>) {
-        let (to_presses, queue) = mpsc::unbounded_channel();
+        let (to_workers, queue) = mpsc::unbounded_channel();
         let queue = Mutex::new(queue);
         self.shares.begin(chains.len());
-        let working = join_all(chains.into_iter().map(|chain| self.work_through(chain, to_presses.clone())));
-        drop(to_presses);
+        let working = join_all(chains.into_iter().map(|chain| self.work_through(chain, to_workers.clone())));
+        drop(to_workers);
         let setting = join_all(workers.iter_mut().map(|worker| self.keep_busy(worker, &queue)));
         tokio::join!(working, setting);
     }
 
     /// Works through a chain, until a document of it has to be set aside.
-    async fn work_through(&self, mut chain: Chain, to_presses: ToPresses<'a>) {
-        let mut to_presses = Some(to_presses);
+    async fn work_through(&self, mut chain: Chain, to_workers: ToWorkers<'a>) {
+        let mut to_workers = Some(to_workers);
         while let Some(index) = chain.pop_front() {
             let span = &self.accounts[index].span;
-            let to_press = if chain.is_empty() { to_presses.take() } else { to_presses.clone() };
-            let setting = self.read_and_set(index, to_press).instrument(span.clone()).await;
+            let to_worker = if chain.is_empty() { to_workers.take() } else { to_workers.clone() };
+            let setting = self.read_and_set(index, to_worker).instrument(span.clone()).await;
             let is_last = chain.is_empty();
             if is_last {
                 self.shares.one_fewer_side_by_side();
@@ -234,9 +233,9 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// Reads a record's message and has its document set. Gives `to_press` back as soon as it is
+    /// Reads a record's message and has its document set. Gives `to_worker` back as soon as it is
     /// not needed.
-    async fn read_and_set(&self, index: usize, to_press: Option<ToPresses<'a>>) -> Setting<'a> {
+    async fn read_and_set(&self, index: usize, to_worker: Option<ToWorkers<'a>>) -> Setting<'a> {
         let document = match self.prepare(index).await {
             Ok(document) => document,
             Err(decision) => {
@@ -246,9 +245,9 @@ impl<'a> Batch<'a> {
         };
         let (answer, answered) = oneshot::channel();
         let queued = Queued { document, since: Instant::now(), answer };
-        let waits = to_press.is_some_and(|press| press.send(queued).is_ok());
-        debug_assert!(waits, "presses wait as long as documents can be sent to them");
-        answered.await.expect("a press answers for every document")
+        let waits = to_worker.is_some_and(|workers| workers.send(queued).is_ok());
+        debug_assert!(waits, "workers wait as long as documents can be sent to them");
+        answered.await.expect("a worker answers for every document")
     }
 
     /// Reads all that a record's document is set from, when it is its turn to write its key.
