@@ -1,4 +1,5 @@
-"""README's own commands, as they stand there. A new one fails here until it is run, or a reason is given."""
+"""The commands of README, CONTRIBUTING and docs, as they stand there. A new one fails here until it is run, or a reason
+is given."""
 
 import json
 import os
@@ -21,11 +22,15 @@ from emulator import CREDENTIALS
 from event_source import EventSource, count, new_queue, queue_with_dead_letters, send_all
 from faulty_s3 import NO_FAULT, Fault, FaultyS3
 
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+OPERATIONS = REPOSITORY / "docs/operations.md"
+# All but `leak`, whose command draws its picture too.
+BENCHMARKS = sorted({path.stem for path in (REPOSITORY / "benches").glob("*.rs")} - {"leak"})
 # What each leaves behind, as a pattern of its output.
 RUN = {
     "cargo run --example local -- events/batch.json": r"out/.*\.pdf$",
     "cargo run --example local -- --template invoice templates/invoice/sample.json": r"out/.*\.pdf$",
-    "cargo run --example local -- --trace traces events/batch.json": r"out/.*\.pdf$",
+    "cargo run --example local -- --timings timings events/batch.json": r"out/.*\.pdf$",
 }
 # In a copy of the templates, since the first makes one.
 RUN_IN_A_COPY = [
@@ -41,7 +46,7 @@ jq -r '.Messages[0].Body' failed.json > body.json
 aws sqs send-message --queue-url "$QUEUE_URL" --message-body file://body.json
 aws sqs delete-message --queue-url "$DEAD_LETTER_QUEUE_URL" --receipt-handle "$(jq -r '.Messages[0].ReceiptHandle' failed.json)"\
 """.splitlines()
-# What the commands of README's "Operate" say, by the alarm that they begin at, in their order.
+# What the commands of docs/operations.md say, by the alarm that they begin at, in their order.
 OPERATE = {
     "": ["LogGroup", ""],
     "DeadLetterAlarm": [
@@ -52,14 +57,23 @@ OPERATE = {
     "OutageAlarm": [r" 1 StorageUnavailable\t"],
     "ErrorsAlarm": ['"status":"timeout"', r"[2-9] permanent failure"],
     "ThrottlesAlarm": ['"ReservedConcurrentExecutions": 7', None],
-    "CensusLeaksAlarm": [r"^press +resident KiB"],
+    "LeaksAlarm": [r"^press +resident KiB"],
     "MemoryAlarm": [r'"MemoryUsed":[89]\d', '"stored","template":"greedy"'],
     "RunsKilledAlarm": [r"1 RunKilled\toverflow\t"],
-    "PressesReplacedAlarm": [r'"PressesReplaced":1,"CensusLeaks":[^0]', "there is more than before"],
+    "PressesReplacedAlarm": [r'"PressesReplaced":1,"Leaks":[^0]', "there is more than before"],
 }
 MOTO_CANNOT = {"aws lambda get-account-settings --query AccountLimit.ConcurrentExecutions"}
+IN_CI = ".ci/run runs it, before these tests"
+BENCHMARK = "takes long, and needs a machine with nothing else to do"
+PROFILE = "needs perf, and a build of its own"
 NOT_RUN_HERE = {
-    "cargo test": ".ci/run runs it, before these tests",
+    "cargo test": IN_CI,
+    "cargo test a_malformed_record_fails_alone": "a part of the one before",
+    "cargo test nine_endless_documents": "a part of it too",
+    "cargo build": "tests/e2e/run builds more",
+    "cargo fmt --check": IN_CI,
+    "cargo clippy --all-targets -- -D warnings": ".ci/run lints while it builds the tests",
+    ".ci/run": "runs this",
     "sam build": "test_sam.py runs it",
     "sam deploy --guided": "needs AWS",
     test_cargo_lambda.WATCH: "test_cargo_lambda.py runs it",
@@ -69,24 +83,32 @@ NOT_RUN_HERE = {
     "typst watch templates/invoice/main.typ": "needs Typst's own program; test_templates.py compiles as it does",
     "apt-get download fonts-noto-core && dpkg-deb -x fonts-noto-core_*.deb noto": "needs Debian's packages",
     "cp noto/usr/share/fonts/truetype/noto/NotoNaskhArabic-Regular.ttf templates/fonts/": "goes with the one before",
+    "sed -i -E 's/^# (standards|e-invoice)/\\1/' templates/invoice/typst.toml": "test_e_invoices.py runs it",
+    "cargo run --example local -- check invoice": "test_e_invoices.py runs it",
     "tests/e2e/run": "runs this",
+    "tests/e2e/run -k alarms": "runs a part of this",
     "tests/e2e/run -k soak --soak 20000": "takes long; a smaller one is test_soak.py's",
+    "tests/e2e/run -k kernels --kernel k/boot/vmlinuz-5.10*": "needs that kernel; test_kernels.py boots another",
+    "cargo bench": BENCHMARK,
+    "cargo bench --bench leak -- --svg docs/leak.svg": BENCHMARK,
+    **{f"cargo bench --bench {name}": BENCHMARK for name in BENCHMARKS},
+    "CARGO_PROFILE_RELEASE_DEBUG=line-tables-only cargo build --release --example local": PROFILE,
+    "perf record --call-graph dwarf target/release/examples/local events/batch.json": PROFILE,
+    "perf report": PROFILE,
 }
 
 
-def commands(text: str = (REPOSITORY / "README.md").read_text()) -> list[str]:
-    """What stands in README's sh blocks, a command a line, without comments."""
+def commands(text: str) -> list[str]:
+    """What stands in a text's sh blocks, a command a line, without comments."""
     blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     lines = [line for block in blocks for line in re.sub(r"\s*\\\n\s*", " ", block).splitlines() if line]
     return [re.sub(r"\s+# .*", "", line) for line in lines]
 
 
 def operating() -> dict[str, list[str]]:
-    """The commands of README's "Operate", by alarm."""
-    chapter = re.search(
-        r"^### From an alarm.*?(?=^## )", (REPOSITORY / "README.md").read_text(), re.MULTILINE | re.DOTALL
-    )[0]
-    first, *parts = re.split(r"^\*\*(\w+Alarm)\*\*", chapter, flags=re.MULTILINE)
+    """The commands that lead from an alarm to its cause, by alarm."""
+    chapter = re.search(r"^## From an alarm.*?(?=^## )", OPERATIONS.read_text(), re.MULTILINE | re.DOTALL)[0]
+    first, *parts = re.split(r"^### (\w+Alarm)$", chapter, flags=re.MULTILINE)
     return {"": commands(first)} | {name: commands(part) for name, part in zip(parts[::2], parts[1::2], strict=True)}
 
 
@@ -114,7 +136,29 @@ def aws_cli(command: str, moto: str) -> str:
 
 def test_every_command_is_run_or_has_a_reason():
     operate = [command for of_alarm in operating().values() for command in of_alarm]
-    assert sorted(commands()) == sorted([*RUN, *RUN_IN_A_COPY, SEND_MESSAGE, *MEND, *operate, *NOT_RUN_HERE])
+    known = {*RUN, *RUN_IN_A_COPY, SEND_MESSAGE, *MEND, *operate, *NOT_RUN_HERE}
+    there_are = {command for page in PAGES for command in commands(page.read_text())}
+    assert there_are - known == set(), "in the docs, but neither run nor with a reason"
+    assert known - there_are == set(), "run or with a reason, but not in the docs"
+
+
+def test_every_link_between_the_pages_leads_somewhere():
+    for page in PAGES:
+        text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+        targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'<img src="([^"]+)"', text)
+        for target in targets:
+            path, _, heading = target.partition("#")
+            if "://" in target:
+                continue
+            there = (page.parent / path).resolve() if path else page
+            assert there.exists(), f"{page.name}: {target}"
+            assert not heading or heading in headings(there), f"{page.name}: {target}"
+
+
+def headings(page: Path) -> set[str]:
+    """A page's headings, as links name them."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize("command", RUN)
@@ -133,7 +177,7 @@ def test_a_new_template_is_in_order(tmp_path: Path):
 
 
 def test_the_message_that_is_sent_becomes_a_pdf(start_function: StartFunction, s3, sqs, moto: str):
-    queue = new_queue(sqs, "readme")
+    queue = new_queue(sqs, "docs")
     shell(aws_cli(SEND_MESSAGE, moto), CREDENTIALS | {"QUEUE_URL": queue})
     source = EventSource(sqs, queue, start_function().invoke)
     assert source.poll() == 1 and source.failed == []
@@ -141,7 +185,7 @@ def test_the_message_that_is_sent_becomes_a_pdf(start_function: StartFunction, s
     assert aws.pdf(s3, OUTPUT, key)["Metadata"]["template"] == "invoice"
 
 
-@pytest.mark.skipif(not shutil.which("jq"), reason="README's commands want jq")
+@pytest.mark.skipif(not shutil.which("jq"), reason="the commands want jq")
 def test_a_failed_message_is_mended_and_sent_back(start_function: StartFunction, s3, sqs, moto: str, tmp_path: Path):
     queue, dead_letters = queue_with_dead_letters(sqs, "mend", visibility_seconds=30, most_receives=3)
     send_all(sqs, queue, [{"MessageBody": message("invioce", sample("invoice"))}])
@@ -172,8 +216,8 @@ TIMED_OUT = {
 }
 
 
-@pytest.mark.skipif(not shutil.which("jq"), reason="README's commands want jq")
-def test_the_commands_of_operate_lead_from_each_alarm_to_its_cause(
+@pytest.mark.skipif(not shutil.which("jq"), reason="the commands want jq")
+def test_the_commands_lead_from_each_alarm_to_its_cause(
     start_function: StartFunction, s3, sqs, moto: str, subtests: pytest.Subtests
 ):
     queue, dead = new_queue(sqs, "operate"), new_queue(sqs, "operate-dead")
