@@ -28,7 +28,7 @@ class Sample:
 
 
 def table(samples: list[Sample]) -> str:
-    """README's table: the first sample, some in between and the last."""
+    """The table in docs/performance.md: the first sample, some in between and the last."""
     wanted = [10, 100, 500, 1_000, 2_000, 5_000, 10_000, 20_000]
     rows = {next((sample for sample in samples if sample.documents >= number), samples[-1]) for number in wanted}
     memory = "function, resident KiB | press, resident KiB | press, `Anonymous` KiB"

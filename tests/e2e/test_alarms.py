@@ -58,8 +58,8 @@ def test_an_alarm_looks_at_metrics_that_there_are(name: str):
 def test_an_alarm_tells_the_topic_and_says_where_to_read_on(name: str):
     properties = ALARMS[name].properties
     assert properties["AlarmActions"]["Fn::If"][:2] == ["HasAlarmTopic", [{"Ref": "AlarmTopicArn"}]]
-    assert properties["AlarmDescription"].endswith(f"See README, Operate, {name}.")
-    assert f"**{name}**" in (REPOSITORY / "README.md").read_text()
+    assert properties["AlarmDescription"].endswith(f"See docs/operations.md, {name}.")
+    assert f"\n### {name}\n" in (REPOSITORY / "docs/operations.md").read_text()
 
 
 def test_the_queues_and_the_function_are_those_of_the_template():

@@ -1,4 +1,4 @@
-"""cargo-lambda: README's `watch` and `invoke`, and what `build` makes for Lambda."""
+"""cargo-lambda: the docs' `watch` and `invoke`, and what `build` makes for Lambda."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from conftest import OUTPUT
 from documents import EVENTS, REPOSITORY, failures, verdicts
 from emulator import CREDENTIALS, expect_gone, free_port, listens
 
-# As README has them.
+# As docs/testing.md has them.
 WATCH = "OUTPUT_BUCKET=output AWS_ENDPOINT_URL_S3=http://127.0.0.1:9090 cargo lambda watch"
 INVOKE = "cargo lambda invoke pressrun --data-file events/batch.json"
 # provided.al2023's C library.
@@ -47,7 +47,7 @@ def at(port: int) -> str:
 
 @pytest.fixture(scope="module")
 def watch(moto: str, target: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """README's `cargo lambda watch`, on a free port and with moto's S3."""
+    """The docs' `cargo lambda watch`, on a free port and with moto's S3."""
     # It would also build, but nobody would know how long to wait.
     subprocess.run(["cargo", "build", "--locked"], cwd=REPOSITORY, env=environment(target), check=True)
     port = free_port()

@@ -30,7 +30,7 @@ from documents import (
 from emulator import Emulator, InvocationFailed, expect_gone
 
 INVOCATIONS = 500
-# What the SDK keeps open, as README says.
+# What the SDK keeps open, as docs/operations.md says.
 MOST_CONNECTIONS = 8
 
 

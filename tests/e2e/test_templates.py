@@ -34,7 +34,7 @@ def render_locally(local: Path, folder: Path, template: str, data: str, template
 
 
 def render_by_plain_typst(template: str) -> bytes:
-    """As README's preview does."""
+    """As the preview in docs/templates.md does."""
     return typst.compile(
         str(TEMPLATES / template / "main.typ"),
         font_paths=[str(TEMPLATES / "fonts")],
