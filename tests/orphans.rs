@@ -231,7 +231,7 @@ fn a_runtime_api_without_extensions_will_do() {
 }
 
 #[test]
-fn a_dead_presss_runs_end_with_it() {
+fn the_runs_of_a_dead_press_end_with_it() {
     let Stage { mut function, connection: _connection, .. } = Stage::start(Extensions::Registered);
     let runs = runs(function.id());
     assert_eq!(runs.len(), 2);
