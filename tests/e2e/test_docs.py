@@ -66,6 +66,7 @@ MOTO_CANNOT = {"aws lambda get-account-settings --query AccountLimit.ConcurrentE
 IN_CI = ".ci/run runs it, before these tests"
 BENCHMARK = "takes long, and needs a machine with nothing else to do"
 PROFILE = "needs perf, and a build of its own"
+SEPARATE = "a program of its own, which no test needs"
 NOT_RUN_HERE = {
     "cargo test": IN_CI,
     "cargo test a_malformed_record_fails_alone": "a part of the one before",
@@ -73,6 +74,9 @@ NOT_RUN_HERE = {
     "cargo build": "tests/e2e/run builds more",
     "cargo fmt --check": IN_CI,
     "cargo clippy --all-targets -- -D warnings": ".ci/run lints while it builds the tests",
+    "typos": SEPARATE,
+    "cargo deny --offline check bans licenses sources": SEPARATE,
+    "cargo deny check advisories": SEPARATE,
     ".ci/run": "runs this",
     "sam build": "test_sam.py runs it",
     "sam deploy --guided": "needs AWS",
