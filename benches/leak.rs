@@ -1,4 +1,4 @@
-//! The leak that this project exists for. Invoices are set with a pool of threads each, which is
+//! The leak that this project exists for. Invoices are rendered with a pool of threads each, which is
 //! never closed, dropped or joined, with Typst's memo cache kept or evicted; and as pressrun does
 //! it. Threads and memory after more and more documents, each variant in a process of its own.
 //! `cargo bench --bench leak -- --svg docs/leak.svg` draws them too.
@@ -20,7 +20,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use pressrun::function::deadline::Deadline;
-use pressrun::typeset::{Document, Typesetter, forget_older_documents, pool};
+use pressrun::render::{self, Document, Renderer, pool};
 use processes::{children, until_runs_wait};
 use s3_process::S3Process;
 use serde::{Deserialize, Serialize};
@@ -190,30 +190,31 @@ fn tell(told: &Result<Sample, String>) {
 }
 
 fn play_library(pool: Pool, evicts: bool) -> Result<(), String> {
-    let typesetter = Typesetter::load(&templates()).unwrap();
+    let renderer = Renderer::load(&templates()).unwrap();
     let mut observer = Observer::start(None);
     for number in 0..CHECKPOINTS[CHECKPOINTS.len() - 1] {
         let document = document("invoice", &bytes(&invoice(number)));
         let began = Instant::now();
-        set(&typesetter, document, pool)?;
+        render(&renderer, document, pool)?;
         if evicts {
-            forget_older_documents();
+            render::evict_cache(1);
         }
         observer.see(1, began.elapsed());
     }
     Ok(())
 }
 
-/// Sets a document on a pool made for it. An error when the system allows no more threads.
-fn set(typesetter: &Typesetter, document: Document, pool: Pool) -> Result<(), String> {
+/// Renders a document on a pool made for it. An error when the system allows no more threads.
+fn render(renderer: &Renderer, document: Document, pool: Pool) -> Result<(), String> {
     if pool == Pool::Joined {
-        let set = pool::on_fixed_pool(POOL_THREADS, || typesetter.set(document)).map_err(|error| error.to_string())?;
-        set.unwrap();
+        let result =
+            pool::on_fixed_pool(POOL_THREADS, || renderer.render(document)).map_err(|error| error.to_string())?;
+        result.unwrap();
         return Ok(());
     }
     let threads = rayon::ThreadPoolBuilder::new().num_threads(POOL_THREADS).stack_size(pool::STACK_BYTES);
     let threads = threads.build().map_err(|error| format!("a pool cannot be made: {error}"))?;
-    threads.install(|| typesetter.set(document)).unwrap();
+    threads.install(|| renderer.render(document)).unwrap();
     match pool {
         Pool::NeverClosed => std::mem::forget(threads),
         _ => drop(threads),
@@ -222,7 +223,7 @@ fn set(typesetter: &Typesetter, document: Document, pool: Pool) -> Result<(), St
 }
 
 /// The function over an S3 server that is not counted; function, press and runs are. They are
-/// looked at when the runs wait: one just forked sets a sample ahead of the next invocation.
+/// looked at when the runs wait: one just forked renders a sample ahead of the next invocation.
 async fn play_pressrun() {
     let s3 = S3Process::start();
     let mut function = s3.function().await;

@@ -12,7 +12,7 @@ use embedded::s3::EmbeddedS3;
 use pressrun::config::Config;
 use pressrun::function::Function;
 use pressrun::function::deadline::Deadline;
-use pressrun::typeset::Typesetter;
+use pressrun::render::Renderer;
 use serde_json::{Value, json};
 use support::{Series, bytes, cores, invoice, on_threads, report, statement, templates, templates_and};
 
@@ -23,12 +23,12 @@ fn main() -> std::process::ExitCode {
 }
 
 async fn benchmark() {
-    let ours = Typesetter::load(&templates()).unwrap();
-    let one_table = Typesetter::load(&templates_and("benches/templates/statement_one_table")).unwrap();
+    let ours = Renderer::load(&templates()).unwrap();
+    let one_table = Renderer::load(&templates_and("benches/templates/statement_one_table")).unwrap();
     let report_200 = bytes(&report(48));
     let statement_5000 = bytes(&statement(5000));
 
-    let variants: [(&str, &Typesetter, usize, &str, &Bytes); 6] = [
+    let variants: [(&str, &Renderer, usize, &str, &Bytes); 6] = [
         ("report, one thread", &ours, 1, "report", &report_200),
         ("report, all threads", &ours, cores(), "report", &report_200),
         ("statement, 5,000 rows, one thread", &ours, 1, "statement", &statement_5000),
@@ -39,8 +39,8 @@ async fn benchmark() {
     let mut series = variants.map(|_| Series::default());
     let mut pages = variants.map(|_| 0);
     for _ in 0..ROUNDS {
-        for (index, (_, typesetter, threads, template, data)) in variants.into_iter().enumerate() {
-            let (pdf, took) = on_threads(typesetter, threads, template, data);
+        for (index, (_, renderer, threads, template, data)) in variants.into_iter().enumerate() {
+            let (pdf, took) = on_threads(renderer, threads, template, data);
             series[index].add(took, 1);
             pages[index] = pdf.pages;
         }

@@ -31,8 +31,8 @@ async fn benchmark() {
     for round in 0..=ROUNDS {
         let is_warm = round > 0;
         let variants = [(&plain, None), (&keeping, None), (&keeping, Some(UPLOAD))];
-        for ((typesetter, pause), series) in variants.into_iter().zip(&mut never_ending) {
-            let (took, documents) = never_ending_round(typesetter, &mut invoices, pause).await;
+        for ((renderer, pause), series) in variants.into_iter().zip(&mut never_ending) {
+            let (took, documents) = never_ending_round(renderer, &mut invoices, pause).await;
             if is_warm {
                 series.add(took, documents);
             }
@@ -59,19 +59,19 @@ async fn benchmark() {
 /// Twenty documents after two that are not counted: what the other variant has left in the memo
 /// cache is gone by then.
 async fn never_ending_round(
-    typesetter: &Plain,
+    renderer: &Plain,
     invoices: &mut impl Iterator<Item = Bytes>,
     pause: Option<Duration>,
 ) -> (Duration, usize) {
     let mut next = || invoices.next().expect("there are endless invoices");
     for _ in 0..2 {
-        typesetter.set("invoice", &next());
+        renderer.render("invoice", &next());
     }
     let mut took = Duration::ZERO;
     for _ in 0..20 {
         let invoice = next();
         let began = Instant::now();
-        typesetter.set("invoice", &invoice);
+        renderer.render("invoice", &invoice);
         took += began.elapsed();
         if let Some(pause) = pause {
             tokio::time::sleep(pause).await;

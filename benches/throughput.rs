@@ -25,7 +25,7 @@ use tokio::sync::watch;
 const ROUNDS: usize = 30;
 const DOCUMENTS: usize = 40;
 
-/// The first argument of this program as a process that sets invoices whenever it reads a line.
+/// The first argument of this program as a process that renders invoices whenever it reads a line.
 const NEVER_ENDING_ROLE: &str = "never-ending";
 
 fn main() -> std::process::ExitCode {
@@ -36,7 +36,7 @@ fn main() -> std::process::ExitCode {
     support::main(benchmark)
 }
 
-/// Reads how many invoices to set, sets them, and says so.
+/// Reads how many invoices to render, renders them, and says so.
 fn never_ending() {
     let plain = Plain::new(&templates(), 1);
     let mut numbers = 0..;
@@ -45,7 +45,7 @@ fn never_ending() {
             numbers.by_ref().take(line.unwrap().parse().unwrap()).map(|number| bytes(&invoice(number))).collect();
         println!("ready");
         for invoice in &invoices {
-            plain.set("invoice", invoice);
+            plain.render("invoice", invoice);
         }
         println!("done");
     }
@@ -72,7 +72,7 @@ impl NeverEnding {
     }
 }
 
-/// Has processes side by side set forty invoices together.
+/// Has processes side by side render forty invoices together.
 fn side_by_side(processes: &mut [NeverEnding]) -> Duration {
     let each = DOCUMENTS / processes.len();
     for process in processes.iter_mut() {

@@ -1,5 +1,8 @@
-//! What processes hold, by name, as proc(5) has it: threads, children, open files and memory. The
-//! way a goroutine profile says `100 @ pool.NewPool`, a census says who it is that leaks.
+//! What processes hold, as proc(5) tells: threads, children, open files and memory. Counted by name, so
+//! that a leak says whose it is, as a goroutine profile does.
+//!
+//! The crate `procfs` reads the same files, in more code than this: what is needed here are three folders'
+//! entries and two files, of processes that may end meanwhile.
 //!
 //! Imports nothing of ours.
 
@@ -10,43 +13,43 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-/// How many there are of each name. Threads and children that differ in a number at the end of
-/// their names only are one group: `page-1` and `page-2` are two `page-*`.
-pub type Groups = BTreeMap<String, usize>;
+/// How many there are of each name. Threads or children whose names differ only in a number at the end
+/// are counted together: `page-1` and `page-2` are two `page-*`.
+pub type Counts = BTreeMap<String, usize>;
 
-/// Sockets, as [`Holdings::open_files`] names them.
+/// The name of all sockets in [`ProcessSnapshot::open_files`].
 pub const SOCKET: &str = "socket";
 
-/// How long what has ended may take to be gone: the kernel still lists a thread for some
-/// microseconds when it has been joined, and a connection that is dropped has a task of its own.
-const PATIENCE: Duration = Duration::from_millis(50);
+/// The longest that something which has ended may take to be gone: the kernel still lists a thread for
+/// some microseconds after it has been joined, and a connection that is dropped has a task of its own.
+const POLL_TIMEOUT: Duration = Duration::from_millis(50);
 
 /// What a process holds at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Holdings {
-    pub threads: Groups,
-    /// Those that have ended and were not waited for included.
-    pub children: Groups,
-    /// By path, or by kind where there is none: `socket`, `pipe`.
-    pub open_files: Groups,
+pub struct ProcessSnapshot {
+    pub threads: Counts,
+    /// The children, including those that have ended and have not been waited for.
+    pub children: Counts,
+    /// The open files by path, or by kind if they have none: `socket`, `pipe`.
+    pub open_files: Counts,
     pub resident_bytes: u64,
 }
 
-/// Something that there is more of than there was.
+/// Something that a process holds more of than before.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Growth {
-    /// Whose it is, such as `press 1`.
+pub struct Leak {
+    /// The process that holds it: `function`, `press`, or `run` with its worker's number.
     pub process: String,
-    /// `threads`, `tasks`, `children`, `open files` or `resident KiB`.
+    /// The kind: `threads`, `tasks`, `children`, `open files` or `resident KiB`.
     pub kind: &'static str,
-    /// Which of them.
+    /// The name of the threads, children or files.
     pub name: String,
     pub before: usize,
     pub after: usize,
 }
 
-impl Holdings {
-    /// Looks at a process. What cannot be seen, since it has just gone, is not there.
+impl ProcessSnapshot {
+    /// Takes a snapshot of a process. What has just gone counts as absent.
     #[must_use]
     pub fn of(process: u32) -> Self {
         let threads = thread_ids(process);
@@ -59,9 +62,9 @@ impl Holdings {
         }
     }
 
-    /// As much of everything as there is in either.
+    /// Returns the larger count of each of two snapshots.
     #[must_use]
-    pub fn or_as_much_as(mut self, other: &Self) -> Self {
+    pub fn max(mut self, other: &Self) -> Self {
         let kinds = [
             (&mut self.threads, &other.threads),
             (&mut self.children, &other.children),
@@ -77,19 +80,19 @@ impl Holdings {
         self
     }
 
-    /// What there is more of than in `before`. Memory is not judged here.
+    /// Returns what there is more of than in `before`. Memory is not compared.
     #[must_use]
-    pub fn growth_since(&self, before: &Self, process: &str) -> Vec<Growth> {
+    pub fn leaks_since(&self, before: &Self, process: &str) -> Vec<Leak> {
         let kinds = [
             ("threads", &before.threads, &self.threads),
             ("children", &before.children, &self.children),
             ("open files", &before.open_files, &self.open_files),
         ];
-        let of_kind = |(kind, before, after): (&'static str, &Groups, &Groups)| {
+        let of_kind = |(kind, before, after): (&'static str, &Counts, &Counts)| {
             let grown = after.iter().map(|(name, after)| (name, before.get(name).copied().unwrap_or(0), *after));
             grown
                 .filter(|(_, before, after)| after > before)
-                .map(|(name, before, after)| Growth {
+                .map(|(name, before, after)| Leak {
                     process: process.to_owned(),
                     kind,
                     name: name.clone(),
@@ -102,31 +105,32 @@ impl Holdings {
     }
 }
 
-/// Looks until what is seen is as it should be, or all patience is gone. Gives what was seen last.
-pub async fn look_patiently<T>(look: impl Fn() -> T, is_as_it_should_be: impl Fn(&T) -> bool) -> T {
-    let end_of_patience = Instant::now() + PATIENCE;
+/// Polls until a value is as it should be, or until 50 ms are over. Returns the last value.
+pub async fn poll_until<T>(poll: impl Fn() -> T, is_done: impl Fn(&T) -> bool) -> T {
+    let give_up_at = Instant::now() + POLL_TIMEOUT;
     loop {
-        let seen = look();
-        if is_as_it_should_be(&seen) || Instant::now() > end_of_patience {
-            return seen;
+        let value = poll();
+        if is_done(&value) || Instant::now() > give_up_at {
+            return value;
         }
         sleep(Duration::from_millis(1)).await;
     }
 }
 
-/// Growths as a table, a line each.
-pub struct GrowthTable<'a>(pub &'a [Growth]);
+/// Leaks as a table, with a line for each.
+pub struct LeakTable<'a>(pub &'a [Leak]);
 
-impl fmt::Display for GrowthTable<'_> {
+impl fmt::Display for LeakTable<'_> {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(f, "{:<16} {:<12} {:<32} {:>8} {:>8}", "process", "kind", "name", "before", "after")?;
-        self.0.iter().try_for_each(|Growth { process, kind, name, before, after }| {
+        self.0.iter().try_for_each(|Leak { process, kind, name, before, after }| {
             write!(f, "\n{process:<16} {kind:<12} {name:<32} {before:>8} {after:>8}")
         })
     }
 }
 
-/// What this process and everything below it hold at this moment, as a table with a line a process.
+/// Returns what this process and all processes below it hold at this moment, as a table with a line for
+/// each process.
 #[must_use]
 pub fn table_of_this_process() -> String {
     let mut table = format!("{:<24} {:>10}  {:<28} {}", "process", "resident", "threads", "open files");
@@ -135,7 +139,7 @@ pub fn table_of_this_process() -> String {
 }
 
 fn add_lines(table: &mut String, process: u32, depth: usize) {
-    let Holdings { threads, open_files, resident_bytes, .. } = Holdings::of(process);
+    let ProcessSnapshot { threads, open_files, resident_bytes, .. } = ProcessSnapshot::of(process);
     let name = format!("{:indent$}{} {process}", "", name_of(&format!("/proc/{process}/comm")), indent = 2 * depth);
     let resident = format!("{} KiB", resident_bytes / 1024);
     let _ = write!(table, "\n{name:<24} {resident:>10}  {:<28} {}", listed(&threads), listed(&open_files));
@@ -144,19 +148,19 @@ fn add_lines(table: &mut String, process: u32, depth: usize) {
     }
 }
 
-fn listed(groups: &Groups) -> String {
+fn listed(groups: &Counts) -> String {
     groups.iter().map(|(name, count)| format!("{count} {name}")).collect::<Vec<_>>().join(", ")
 }
 
-fn grouped(names: impl Iterator<Item = String>) -> Groups {
-    let mut groups = Groups::new();
+fn grouped(names: impl Iterator<Item = String>) -> Counts {
+    let mut groups = Counts::new();
     for name in names {
         *groups.entry(name).or_default() += 1;
     }
     groups
 }
 
-/// A process's or a thread's name, without the number at its end.
+/// Reads the name of a process or a thread, without the number at its end.
 fn name_of(comm: &str) -> String {
     let name = fs::read_to_string(comm).unwrap_or_default();
     let name = name.trim_end();
@@ -172,7 +176,7 @@ fn thread_ids(process: u32) -> Vec<String> {
     threads.flatten().filter_map(|thread| thread.file_name().into_string().ok()).collect()
 }
 
-/// The processes that this one has started and not waited for.
+/// Returns the process ids of a process's children, including those that have not been waited for.
 #[must_use]
 pub fn children(process: u32) -> Vec<u32> {
     let of_thread = |thread: String| fs::read_to_string(format!("/proc/{process}/task/{thread}/children"));
@@ -210,7 +214,7 @@ fn open_files(process: u32) -> impl Iterator<Item = String> {
     names.filter(|name| name != "/proc/self/fd")
 }
 
-/// The memory that a process has in RAM, shared pages included; none when it is gone.
+/// Returns the bytes that a process has in RAM, including shared pages; 0 when it is gone.
 #[must_use]
 pub fn resident_bytes(process: u32) -> u64 {
     let statm = fs::read_to_string(format!("/proc/{process}/statm")).unwrap_or_default();
@@ -225,10 +229,10 @@ mod tests {
     use std::process::Command;
     use std::thread;
 
-    /// One test, since the others of this program would be counted too.
+    /// One test, since those that run beside it would be counted too.
     #[test]
-    fn what_is_more_than_before_is_told_by_name() {
-        let before = Holdings::of(std::process::id());
+    fn a_leak_is_told_by_name() {
+        let before = ProcessSnapshot::of(std::process::id());
         let (stop, stopped) = std::sync::mpsc::channel::<()>();
         let thread = thread::Builder::new().name("leaky-7".to_owned()).spawn(move || stopped.recv()).unwrap();
         let file = File::open("/proc/self/limits").unwrap();
@@ -237,8 +241,8 @@ mod tests {
         while name_of(&format!("/proc/{}/comm", child.id())) != "sleep" {
             thread::yield_now();
         }
-        let growth = Holdings::of(std::process::id()).growth_since(&before, "function");
-        let told = GrowthTable(&growth).to_string();
+        let leaks = ProcessSnapshot::of(std::process::id()).leaks_since(&before, "function");
+        let told = LeakTable(&leaks).to_string();
         child.kill().unwrap();
         child.wait().unwrap();
         drop((file, stop));

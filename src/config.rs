@@ -1,6 +1,9 @@
-//! The environment, read and checked once at init. The only reader of pressrun's own variables
-//! (the AWS SDK and `lambda_runtime` read theirs themselves).
+//! Reads and checks the environment variables once, at init. Nothing else reads pressrun's own variables;
+//! the AWS SDK and `lambda_runtime` read theirs themselves.
+//!
+//! Imports [`crate::message`], which knows what a key may be.
 
+use std::cell::RefCell;
 use std::env;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -9,23 +12,24 @@ use std::time::Duration;
 
 use tracing::level_filters::LevelFilter;
 
-use crate::job;
+use crate::message;
 
-/// A vCPU's worth of memory, in MB.
+/// The memory size that buys one vCPU, in MB.
 /// Source: <https://docs.aws.amazon.com/lambda/latest/dg/configuration-memory.html>.
 const MEMORY_MB_PER_VCPU: u64 = 1769;
-/// Ten times what the largest function has use for.
-const MOST_WORKERS: usize = 64;
-const DEFAULT_MOST_DATA_BYTES: usize = 16 * 1024 * 1024;
+/// The most workers. The largest function has six vCPUs.
+const MAX_WORKERS: usize = 64;
+const DEFAULT_MAX_DATA_BYTES: usize = 16 * 1024 * 1024;
 const DEFAULT_DEADLINE_MARGIN: Duration = Duration::from_secs(1);
 
+/// What the environment variables say, checked.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// `OUTPUT_BUCKET`: the only bucket that is written.
+    /// `OUTPUT_BUCKET`: the only bucket that is written to.
     pub output_bucket: String,
     /// `OUTPUT_PREFIX`: comes before every key, as it is. Default: empty.
     pub output_prefix: String,
-    /// `INPUT_BUCKET`: the only bucket that is read. Default: none, and pointers are refused.
+    /// `INPUT_BUCKET`: the only bucket that is read from. Default: none, and pointers are refused.
     pub input_bucket: Option<String>,
     /// `TEMPLATES_DIR`. Default: `templates` in `LAMBDA_TASK_ROOT`, else `/opt/templates`, else
     /// `./templates`, whichever exists.
@@ -33,53 +37,56 @@ pub struct Config {
     /// `WORKERS`: how many runs there are at the same time. Default: the vCPUs that the memory size
     /// buys, at 1,769 MB each, rounded, at least 1, at most the CPUs seen.
     pub workers: usize,
-    /// The most threads that one document may have: the CPUs that `workers` is bounded by.
+    /// The most threads that one document may have: the vCPUs that the memory size buys, at most the CPUs
+    /// seen.
     pub cores: usize,
-    /// `MAX_DATA_BYTES`: the largest message behind a pointer. Default: 16 MiB.
-    pub most_data_bytes: usize,
-    /// `MAX_RENDER_MS`: how long a document may be set before it is given up for good. Default:
-    /// half of the invocation's time.
-    pub most_render_time: Option<Duration>,
-    /// `TRACE_SLOWER_THAN_MS`: of a document that takes longer to set, Typst's own timings are stored
-    /// beside its PDF. Default: none are recorded.
-    pub trace_slower_than: Option<Duration>,
-    /// `FAILED_QUEUE_URL`: where messages are sent that are given up. Default: none, and they stay
-    /// in their own queue.
+    /// `MAX_DATA_BYTES`: the most bytes of a message behind a pointer, and of a message's files together.
+    /// Default: 16 MiB.
+    pub max_data_bytes: usize,
+    /// `MAX_RENDER_MS`: the longest that a document may be rendered. One that takes longer fails
+    /// permanently. Default: half of the invocation's time.
+    pub max_render_time: Option<Duration>,
+    /// `TIMINGS_SLOWER_THAN_MS`: Typst's timings of a document that takes longer to render are stored beside
+    /// its PDF. Default: none are recorded.
+    pub timings_slower_than: Option<Duration>,
+    /// `FAILED_QUEUE_URL`: the queue that messages are sent to that have failed permanently. Default: none,
+    /// and they stay in their own queue.
     pub failed_queue_url: Option<String>,
-    /// `DONE_QUEUE_URL`: where stored documents are announced. Default: nowhere.
+    /// `DONE_QUEUE_URL`: the queue that stored documents are announced on. Default: none.
     pub done_queue_url: Option<String>,
     /// `AWS_LAMBDA_FUNCTION_MEMORY_SIZE`, which Lambda sets, else `MEMORY_MB`: the memory that
-    /// function, presses and runs share. Default: as much as there is, and no document has a limit.
+    /// function, press and runs share, in bytes. Default: none, and no document has a limit.
     pub memory_bytes: Option<u64>,
-    /// `DEADLINE_MARGIN_MS`: how long before Lambda's deadline everything is given up that is
-    /// not done. Default: 1,000 ms.
+    /// `DEADLINE_MARGIN_MS`: how long before Lambda's deadline every record that is not done fails
+    /// transiently. Default: 1,000 ms.
     pub deadline_margin: Duration,
-    /// Whether `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL` is set. The SDK reads what it says.
+    /// Whether `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL` is set. The SDK reads the values itself.
     pub has_own_s3_endpoint: bool,
-    /// The program that is started as a press. This one, whatever it is.
+    /// The program that is started as a press: this one.
     pub press_program: PathBuf,
-    /// `AWS_LAMBDA_FUNCTION_NAME`, which Lambda sets: what metrics are told of. Default: `pressrun`.
+    /// `AWS_LAMBDA_FUNCTION_NAME`, which Lambda sets: the dimension of all metrics. Default: `pressrun`.
     pub function_name: String,
 }
 
-/// How to log, as Lambda's advanced logging controls say. Read before anything can be logged.
+/// How to log, as Lambda's advanced logging controls say. It is read before anything can be logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogSettings {
     /// `AWS_LAMBDA_LOG_FORMAT`: `JSON`, or else text.
     pub format: LogFormat,
     /// `AWS_LAMBDA_LOG_LEVEL`, else `RUST_LOG`. Default, and whatever is no level: `INFO`.
     pub level: LevelFilter,
-    /// The same as Lambda spells it.
+    /// The level as Lambda spells it.
     pub level_name: &'static str,
 }
 
+/// The form of a line of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
     Text,
     Json,
 }
 
-/// The levels that Lambda knows.
+/// The log levels that Lambda knows.
 /// Source: <https://docs.aws.amazon.com/lambda/latest/dg/monitoring-cloudwatchlogs-log-level.html>.
 const LOG_LEVELS: [(&str, LevelFilter); 6] = [
     ("TRACE", LevelFilter::TRACE),
@@ -97,7 +104,7 @@ impl LogSettings {
         Self::from_variables(|name| env::var(name).ok())
     }
 
-    /// Reads variables. Lambda sets the two that matter; there is no wrong value.
+    /// Reads variables. No value is an error, since nothing could be logged yet.
     #[must_use]
     pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Self {
         let is_json = variable("AWS_LAMBDA_LOG_FORMAT").is_some_and(|format| format.eq_ignore_ascii_case("json"));
@@ -108,7 +115,7 @@ impl LogSettings {
     }
 }
 
-/// A variable that is missing or holds what it cannot.
+/// A variable that is missing or has a value that it cannot have.
 #[derive(Debug, thiserror::Error)]
 #[error("{name} {problem}; it takes {takes}")]
 pub struct ConfigError {
@@ -117,51 +124,78 @@ pub struct ConfigError {
     takes: &'static str,
 }
 
+/// All variables that are missing or bad.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+pub struct ConfigErrors(pub Vec<ConfigError>);
+
 impl Config {
     /// Reads this process's environment.
     ///
     /// # Errors
-    /// With the first variable that is missing or bad.
-    pub fn from_env() -> Result<Self, ConfigError> {
+    /// All variables that are missing or bad.
+    pub fn from_env() -> Result<Self, ConfigErrors> {
         Self::from_variables(|name| env::var(name).ok())
     }
 
-    /// Reads variables; an empty one counts as absent.
+    /// Reads variables. An empty one counts as absent.
     ///
     /// # Errors
-    /// With the first variable that is missing or bad.
-    pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+    /// All variables that are missing or bad.
+    pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigErrors> {
         let variable = |name: &'static str| variable(name).filter(|value| !value.is_empty());
-        let cores = cores(&variable)?;
-        Ok(Self {
-            output_bucket: variable("OUTPUT_BUCKET").ok_or_else(|| ConfigError {
-                name: "OUTPUT_BUCKET",
-                problem: "is not set".to_owned(),
-                takes: "the name of the S3 bucket that PDFs are stored in",
-            })?,
-            output_prefix: output_prefix(&variable)?,
+        let errors = Errors::default();
+        let cores = errors.keep(cores(&variable)).unwrap_or(1);
+        let config = Self {
+            output_bucket: errors.keep(output_bucket(&variable)).unwrap_or_default(),
+            output_prefix: errors.keep(output_prefix(&variable)).unwrap_or_default(),
             input_bucket: variable("INPUT_BUCKET"),
-            templates_dir: templates_dir(&variable)?,
-            workers: workers(&variable)?.unwrap_or(cores),
+            templates_dir: errors.keep(templates_dir(&variable)).unwrap_or_default(),
+            workers: errors.keep(workers(&variable)).flatten().unwrap_or(cores),
             cores,
-            most_data_bytes: number(&variable, "MAX_DATA_BYTES", "a whole number of bytes from 1 on")?
-                .unwrap_or(DEFAULT_MOST_DATA_BYTES),
-            failed_queue_url: queue_url(&variable, "FAILED_QUEUE_URL")?,
-            done_queue_url: queue_url(&variable, "DONE_QUEUE_URL")?,
-            memory_bytes: memory_mb(&variable)?.map(|mb| mb * 1024 * 1024),
-            most_render_time: milliseconds(&variable, "MAX_RENDER_MS")?,
-            trace_slower_than: milliseconds(&variable, "TRACE_SLOWER_THAN_MS")?,
-            deadline_margin: milliseconds(&variable, "DEADLINE_MARGIN_MS")?.unwrap_or(DEFAULT_DEADLINE_MARGIN),
+            max_data_bytes: errors
+                .keep(number(&variable, "MAX_DATA_BYTES", "a whole number of bytes from 1 on"))
+                .flatten()
+                .unwrap_or(DEFAULT_MAX_DATA_BYTES),
+            failed_queue_url: errors.keep(queue_url(&variable, "FAILED_QUEUE_URL")).flatten(),
+            done_queue_url: errors.keep(queue_url(&variable, "DONE_QUEUE_URL")).flatten(),
+            memory_bytes: memory_mb(&variable).ok().flatten().map(|mb| mb * 1024 * 1024),
+            max_render_time: errors.keep(milliseconds(&variable, "MAX_RENDER_MS")).flatten(),
+            timings_slower_than: errors.keep(milliseconds(&variable, "TIMINGS_SLOWER_THAN_MS")).flatten(),
+            deadline_margin: errors
+                .keep(milliseconds(&variable, "DEADLINE_MARGIN_MS"))
+                .flatten()
+                .unwrap_or(DEFAULT_DEADLINE_MARGIN),
             has_own_s3_endpoint: ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]
                 .into_iter()
                 .any(|name| variable(name).is_some()),
             press_program: env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into()),
             function_name: variable("AWS_LAMBDA_FUNCTION_NAME").unwrap_or_else(|| "pressrun".to_owned()),
-        })
+        };
+        let errors = errors.0.into_inner();
+        if errors.is_empty() { Ok(config) } else { Err(ConfigErrors(errors)) }
     }
 }
 
-/// A number above zero.
+/// The errors that have been found so far.
+#[derive(Default)]
+struct Errors(RefCell<Vec<ConfigError>>);
+
+impl Errors {
+    fn keep<T>(&self, result: Result<T, ConfigError>) -> Option<T> {
+        result.map_err(|error| self.0.borrow_mut().push(error)).ok()
+    }
+}
+
+fn output_bucket(variable: &impl Fn(&'static str) -> Option<String>) -> Result<String, ConfigError> {
+    variable("OUTPUT_BUCKET").ok_or_else(|| ConfigError {
+        name: "OUTPUT_BUCKET",
+        problem: "is not set".to_owned(),
+        takes: "the name of the S3 bucket that PDFs are stored in",
+    })
+}
+
+/// Reads a number above zero.
 fn number<T: FromStr + PartialOrd + From<u8>>(
     variable: &impl Fn(&'static str) -> Option<String>,
     name: &'static str,
@@ -177,14 +211,14 @@ fn number<T: FromStr + PartialOrd + From<u8>>(
 fn workers(variable: &impl Fn(&'static str) -> Option<String>) -> Result<Option<usize>, ConfigError> {
     let takes = "a whole number from 1 to 64";
     match number(variable, "WORKERS", takes)? {
-        Some(workers) if workers > MOST_WORKERS => {
+        Some(workers) if workers > MAX_WORKERS => {
             Err(ConfigError { name: "WORKERS", problem: format!("is {workers}"), takes })
         }
         workers => Ok(workers),
     }
 }
 
-/// Whether this process was started by Lambda, or by what stands in for it.
+/// Whether this process was started by Lambda or by an emulator of it.
 pub fn is_in_lambda() -> bool {
     env::var_os("AWS_LAMBDA_RUNTIME_API").is_some()
 }
@@ -213,7 +247,7 @@ fn cores(variable: &impl Fn(&'static str) -> Option<String>) -> Result<usize, Co
 
 fn output_prefix(variable: &impl Fn(&'static str) -> Option<String>) -> Result<String, ConfigError> {
     let Some(prefix) = variable("OUTPUT_PREFIX") else { return Ok(String::new()) };
-    job::check_key(&prefix).map_err(|problem| ConfigError {
+    message::check_key(&prefix).map_err(|problem| ConfigError {
         name: "OUTPUT_PREFIX",
         problem: format!("is {prefix:?}, which {problem}"),
         takes: "the beginning of an S3 key, as \"pdf/\"",
@@ -260,7 +294,7 @@ fn templates_dir(variable: &impl Fn(&'static str) -> Option<String>) -> Result<P
 mod tests {
     use super::*;
 
-    fn config(variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
+    fn config(variables: &[(&str, &str)]) -> Result<Config, ConfigErrors> {
         Config::from_variables(|name| {
             let given = variables.iter().find(|(given, _)| *given == name).map(|(_, value)| (*value).to_owned());
             given.or((name == "TEMPLATES_DIR").then(|| env!("CARGO_MANIFEST_DIR").to_owned() + "/templates"))
@@ -272,7 +306,7 @@ mod tests {
         let config = config(&[("OUTPUT_BUCKET", "pdfs")]).unwrap();
         assert_eq!((config.output_bucket.as_str(), config.output_prefix.as_str()), ("pdfs", ""));
         assert_eq!(config.workers, config.cores);
-        assert_eq!(config.most_data_bytes, 16 * 1024 * 1024);
+        assert_eq!(config.max_data_bytes, 16 * 1024 * 1024);
     }
 
     #[test]
@@ -284,7 +318,7 @@ mod tests {
             ("MAX_DATA_BYTES", "16MB"),
             ("DEADLINE_MARGIN_MS", "-1"),
             ("MAX_RENDER_MS", "0"),
-            ("TRACE_SLOWER_THAN_MS", "2s"),
+            ("TIMINGS_SLOWER_THAN_MS", "2s"),
             ("OUTPUT_PREFIX", "/pdf/"),
             ("FAILED_QUEUE_URL", "failed"),
             ("DONE_QUEUE_URL", "arn:aws:sqs:eu-central-1:123456789012:done"),
@@ -298,6 +332,13 @@ mod tests {
         }
         let missing = config(&[]).unwrap_err().to_string();
         assert!(missing.starts_with("OUTPUT_BUCKET is not set; it takes "), "{missing}");
+    }
+
+    #[test]
+    fn all_bad_values_are_told_at_once() {
+        let errors = config(&[("WORKERS", "0"), ("MAX_RENDER_MS", "1 s"), ("DONE_QUEUE_URL", "done")]).unwrap_err();
+        let names: Vec<_> = errors.0.iter().map(|error| error.name).collect();
+        assert_eq!(names, ["OUTPUT_BUCKET", "WORKERS", "DONE_QUEUE_URL", "MAX_RENDER_MS"]);
     }
 
     #[test]
@@ -318,11 +359,11 @@ mod tests {
     }
 
     #[test]
-    fn the_memory_size_buys_presses() {
+    fn the_memory_size_buys_workers() {
         let seen = thread::available_parallelism().map_or(1, usize::from);
-        for (memory_mb, presses) in [("128", 1), ("1769", 1), ("3008", 2), ("3538", 2), ("10240", 6)] {
+        for (memory_mb, workers) in [("128", 1), ("1769", 1), ("3008", 2), ("3538", 2), ("10240", 6)] {
             let config = config(&[("OUTPUT_BUCKET", "pdfs"), ("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", memory_mb)]).unwrap();
-            assert_eq!(config.workers, presses.min(seen), "{memory_mb} MB");
+            assert_eq!(config.workers, workers.min(seen), "{memory_mb} MB");
         }
     }
 }

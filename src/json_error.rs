@@ -1,9 +1,9 @@
-//! What serde has to say of JSON, without the values that it quotes: they may be anybody's data, and
-//! errors go to the log.
+//! Errors of `serde_json` without the values that they quote: these are a customer's data, and errors go to
+//! the log.
 
-/// An error as `serde_json` words it, but of a value that is of the wrong kind only the kind.
+/// Describes an error as `serde_json` does, but names only the kind of a value that is of the wrong kind.
 #[must_use]
-pub fn without_value(error: &serde_json::Error) -> String {
+pub fn redacted(error: &serde_json::Error) -> String {
     let text = error.to_string();
     // As in: invalid type: string "secret", expected a map at line 1 column 20
     let quoting = ["invalid type: ", "invalid value: "].into_iter().find(|start| text.starts_with(start));
@@ -20,7 +20,7 @@ mod tests {
 
     #[test]
     fn the_kind_of_a_value_is_told_and_never_the_value() {
-        let said = |json: &str| without_value(&serde_json::from_str::<BTreeMap<String, bool>>(json).unwrap_err());
+        let said = |json: &str| redacted(&serde_json::from_str::<BTreeMap<String, bool>>(json).unwrap_err());
         assert_eq!(said(r#""it, \"expected this""#), "invalid type: string, expected a map at line 1 column 21");
         assert_eq!(said(r#"{"a": 47.11}"#), "invalid type: floating point, expected a boolean at line 1 column 11");
         assert_eq!(said(r#"{"a": [1]}"#), "invalid type: sequence, expected a boolean at line 1 column 6");

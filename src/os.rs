@@ -1,5 +1,7 @@
-//! The only `unsafe` in pressrun: what `fork(2)`, `wait4(2)`, files that arrive by `recvmsg(2)`, tokio's
-//! watch on a socket, `_exit(2)` and the allocator need, each with its argument. Imports nothing of ours.
+//! All `unsafe` code of pressrun, each use with its argument: `fork(2)`, `wait4(2)`, files that arrive by
+//! `recvmsg(2)`, registering a socket with tokio, `_exit(2)` and the allocator.
+//!
+//! Imports nothing of ours.
 #![allow(unsafe_code)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -18,22 +20,24 @@ use nix::unistd::{ForkResult, Pid};
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 
-/// Counts this process's threads. Keeps `/proc/self/stat` open, so that it works where no file
-/// can be opened any more.
+/// Counts this process's threads. It keeps `/proc/self/stat` open, so that it works when no file can be
+/// opened any more.
 #[derive(Debug)]
 pub struct ThreadCount(File);
 
 impl ThreadCount {
+    /// Opens `/proc/self/stat`.
+    ///
     /// # Errors
     /// When `/proc` is not mounted.
     pub fn open() -> io::Result<Self> {
         File::open("/proc/self/stat").map(Self)
     }
 
-    /// The number of threads the kernel knows of in the process that opened the file.
+    /// Returns the number of threads that the kernel knows of in the process that opened the file.
     ///
     /// # Errors
-    /// When the file cannot be read, or is not what proc(5) says.
+    /// When the file cannot be read, or is not as proc(5) says.
     pub fn get(&mut self) -> io::Result<usize> {
         let mut stat = String::new();
         self.0.seek(SeekFrom::Start(0))?;
@@ -45,11 +49,11 @@ impl ThreadCount {
             .ok_or_else(|| io::Error::other(format!("/proc/self/stat reads {stat:?}")))
     }
 
-    /// Waits until this process has one thread. A joined thread may still be on its way out of
-    /// the kernel's list for some microseconds.
+    /// Waits until this process has one thread: the kernel still lists a thread for some microseconds after
+    /// it has been joined.
     ///
     /// # Errors
-    /// When there are still several after a second: a thread was leaked.
+    /// When there are several threads after a second, so that one has leaked.
     pub fn wait_for_one(&mut self) -> Result<(), ForkError> {
         let give_up_at = Instant::now() + Duration::from_secs(1);
         loop {
@@ -65,7 +69,7 @@ impl ThreadCount {
     }
 }
 
-/// Why a process was not forked.
+/// Why no process was forked.
 #[derive(Debug, thiserror::Error)]
 pub enum ForkError {
     #[error("{0} threads are alive where one is expected")]
@@ -92,24 +96,24 @@ pub fn fork(threads: &mut ThreadCount) -> Result<ForkResult, ForkError> {
     unsafe { nix::unistd::fork() }.map_err(ForkError::Kernel)
 }
 
-/// Gives this process, and so its main thread, the name by which ps(1), top(1) and a census show
-/// it: its role, where all have the same program.
+/// Names this process and its main thread after its role, since all roles have the same program. ps(1),
+/// top(1) and a census show the name.
 pub fn set_process_name(role: &CStr) {
     // The only error is of a name that cannot be read.
     let _ = nix::sys::prctl::set_name(role);
 }
 
-/// How a process ended, and what it had used by then, as `wait4(2)` tells.
+/// How a process ended and what it had used, as `wait4(2)` tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessEnd {
     pub status: ExitStatus,
-    /// The largest resident set, in bytes (`ru_maxrss`); pages shared with the parent count.
+    /// The largest resident set in bytes (`ru_maxrss`), including pages that are shared with the parent.
     pub peak_memory_bytes: u64,
-    /// User and system time together.
+    /// The CPU time in user and in system mode together.
     pub cpu_time: Duration,
 }
 
-/// An exit code, or the number of the signal that ended a process.
+/// A process's exit code, or the number of the signal that ended it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ExitStatus {
     Exited(i32),
@@ -128,7 +132,7 @@ impl ExitStatus {
 }
 
 impl fmt::Display for ExitStatus {
-    /// As in "was killed by SIGSEGV".
+    /// Formats for a sentence, as in "was killed by SIGSEGV".
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match (self, self.signal()) {
             (Self::Exited(code), _) => write!(f, "exited with code {code}"),
@@ -138,7 +142,7 @@ impl fmt::Display for ExitStatus {
     }
 }
 
-/// Waits for a child process to end, and reaps it.
+/// Waits until a child process has ended, and reaps it.
 ///
 /// # Errors
 /// When `child` is not a child of this process.
@@ -155,7 +159,7 @@ pub fn wait(child: Pid) -> io::Result<ProcessEnd> {
 /// Reaps a child process that has ended, if there is one. Never blocks.
 ///
 /// # Errors
-/// Never for want of children; what else `wait4(2)` may say.
+/// The errors of `wait4(2)`, except that there are no children.
 pub fn reap_one() -> io::Result<Option<(Pid, ProcessEnd)>> {
     match wait4(Pid::from_raw(-1), libc::WNOHANG) {
         Err(Errno::ECHILD) => Ok(None),
@@ -191,23 +195,23 @@ fn duration(time: libc::timeval) -> Duration {
     Duration::from_secs(seconds) + Duration::from_micros(microseconds)
 }
 
-/// Has tokio watch a socket.
+/// Registers a socket with tokio.
 ///
 /// # Errors
-/// When the kernel cannot watch it.
+/// When the kernel cannot poll it.
 pub fn watch(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: An `OwnedFd` is open until it is dropped, and always the same file.
     Ok(unsafe { AsyncFd::register(socket) }?)
 }
 
-/// The most files that one packet brings.
+/// The most files that one packet may bring.
 pub const MAX_PACKET_FILES: usize = 3;
 
-/// Receives a packet and the files that come with it from a socket that keeps packets apart. Never
-/// blocks. A length of 0 is the end: no packet is empty.
+/// Receives a packet, and the files that come with it, from a `SOCK_SEQPACKET` socket. Never blocks. A length
+/// of 0 means that the other end is closed, since no packet is empty.
 ///
 /// # Errors
-/// `WouldBlock` when there is no packet, and when the packet or its files do not fit.
+/// `WouldBlock` if there is no packet; an error if the packet or its files do not fit.
 pub fn receive_packet(socket: &impl AsFd, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
     let mut ancillary = nix::cmsg_space!([RawFd; MAX_PACKET_FILES]);
     let mut buffers = [IoSliceMut::new(buffer)];
@@ -226,14 +230,14 @@ pub fn receive_packet(socket: &impl AsFd, buffer: &mut [u8]) -> io::Result<(usiz
     Ok((packet.bytes, files))
 }
 
-/// Ends this process at once: no destructors, no `atexit` handlers, no flushing. What a forked
-/// copy must do, since all of those belong to its parent.
+/// Ends this process at once, without destructors, `atexit` handlers or flushing. A forked copy must end so,
+/// since all of those belong to its parent.
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: `_exit` takes an integer and does not return.
     unsafe { libc::_exit(code) }
 }
 
-/// The code that a run exits with when it is refused memory.
+/// The exit code of a run that is refused memory.
 pub const EXIT_OUT_OF_MEMORY: i32 = 83;
 
 #[global_allocator]
@@ -241,15 +245,15 @@ static ALLOCATOR: ExitOnOomAllocator = ExitOnOomAllocator;
 
 static EXITS_ON_OOM: AtomicBool = AtomicBool::new(false);
 
-/// From now on, an allocation that the system refuses ends this process with
-/// [`EXIT_OUT_OF_MEMORY`]. Without this it would abort, as it does for other reasons too.
+/// Has every allocation that the system refuses end this process with [`EXIT_OUT_OF_MEMORY`] from now on.
+/// Without this the process would abort, as it does for other reasons too.
 pub fn exit_on_out_of_memory() {
     EXITS_ON_OOM.store(true, Ordering::Relaxed);
 }
 
-/// Ends this process as one that was refused this much memory.
+/// Ends this process with [`EXIT_OUT_OF_MEMORY`], and writes to stderr how many bytes it was refused.
 pub fn exit_out_of_memory(wanted_bytes: usize) -> ! {
-    // Written from a buffer on the stack: there is no memory to be had.
+    // The text is made on the stack, since there is no memory.
     let mut message = [0; 64];
     let mut rest = &mut message[..];
     let _ = writeln!(rest, "out of memory: {wanted_bytes} bytes more were wanted");
@@ -258,11 +262,7 @@ pub fn exit_out_of_memory(wanted_bytes: usize) -> ! {
     exit_now(EXIT_OUT_OF_MEMORY)
 }
 
-/// What the list of Typst's timings grows to when it has 524,288 events, of 56 bytes each: it
-/// doubles. Then its recording ends, or a long document would run out of memory for it.
-const GROWN_BYTES_OF_TIMINGS: usize = 2 * 524_288 * 56;
-
-/// The system's allocator, which in a run does not return when it is refused memory.
+/// The system's allocator, which ends a run that is refused memory.
 struct ExitOnOomAllocator;
 
 impl ExitOnOomAllocator {
@@ -274,9 +274,8 @@ impl ExitOnOomAllocator {
     }
 }
 
-// SAFETY: Every call goes to the system's allocator with the same arguments, and what that
-// returns is returned unchanged, if at all. To end a recording is to store a flag: that neither
-// allocates nor unwinds.
+// SAFETY: Every call goes to the system's allocator with the same arguments, and what that returns is
+// returned unchanged, if at all.
 unsafe impl GlobalAlloc for ExitOnOomAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: The caller keeps the contract, which is the same.
@@ -289,11 +288,6 @@ unsafe impl GlobalAlloc for ExitOnOomAllocator {
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        // Nothing else tells how many there are. Should another list grow to the same size, it
-        // only cuts a trace short.
-        if new_size == GROWN_BYTES_OF_TIMINGS {
-            typst_timing::disable();
-        }
         // SAFETY: As above.
         Self::checked(unsafe { System.realloc(block, layout, new_size) }, new_size)
     }

@@ -1,4 +1,4 @@
-//! Leaks that are planted: each is told by name and counted, and a press that has one is replaced.
+//! Leaks that are planted: each is logged by name and counted, and a press that has one is replaced.
 //! Needs a `main` of its own, since the press is this program too: it and its runs leak
 //! when a signal tells them to.
 #![allow(unsafe_code, reason = "handlers of signals, in the program that is to leak")]
@@ -19,8 +19,8 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 use nix::unistd::{ForkResult, fork};
 use pressrun::config::Config;
 use serde_json::{Value, json};
+use support::emitted::EmittedMetrics;
 use support::processes::{children, run_of, signal, threads, until, until_run_works, until_runs_wait};
-use support::told::Told;
 use support::{Stage, config, letter, log, record, run};
 
 /// What a press or a run leaks when it gets the signal.
@@ -89,39 +89,39 @@ fn main() -> ExitCode {
 }
 
 const TESTS: [(&str, fn()); 8] = [
-    ("what_the_function_leaks_is_told_by_name", what_the_function_leaks_is_told_by_name),
+    ("a_leak_of_the_function_is_logged_by_name", a_leak_of_the_function_is_logged_by_name),
     ("a_press_that_leaks_a_file_is_replaced", || a_press_that_leaks_is_replaced(A_FILE, "open files   socket")),
     ("a_press_that_leaks_a_child_is_replaced", || a_press_that_leaks_is_replaced(A_CHILD, "children     leaky-*")),
     ("a_press_that_grows_is_replaced", || a_press_that_leaks_is_replaced(MEMORY, "resident KiB since it was warm")),
     ("a_press_that_leaks_a_thread_is_replaced", a_press_that_leaks_a_thread_is_replaced),
-    ("what_a_run_leaks_is_told_by_name_and_ends_with_it", what_a_run_leaks_is_told_by_name_and_ends_with_it),
+    ("a_leak_of_a_run_is_logged_by_name_and_ends_with_it", a_leak_of_a_run_is_logged_by_name_and_ends_with_it),
     ("a_run_cannot_leave_a_file_or_a_child", a_run_cannot_leave_a_file_or_a_child),
     ("a_run_that_hears_nothing_has_no_more_time_than_others", a_run_that_hears_nothing_has_no_more_time_than_others),
 ];
 
 /// A function with a press that can leak, after its first invocation.
-async fn stage() -> (Stage, Told, u32) {
+async fn stage() -> (Stage, EmittedMetrics, u32) {
     let config = Config { press_program: std::env::current_exe().unwrap(), ..config(1) };
-    let (mut stage, told) = Stage::telling(config).await;
+    let (mut stage, emitted) = Stage::with_metrics(config).await;
     assert_eq!(stage.handle(vec![letter("first")]).await, [""; 0]);
-    expect_no_leak(&told);
+    expect_no_leak(&emitted);
     let press = stage.function.press_id().unwrap();
     until_runs_wait(press).await;
     log::take("");
-    (stage, told, press)
+    (stage, emitted, press)
 }
 
-fn expect_no_leak(told: &Told) {
-    let invocation = told.take_invocation();
-    assert_eq!([&invocation["CensusLeaks"], &invocation["PressesReplaced"]], [0, 0], "{:?}", log::take(""));
+fn expect_no_leak(emitted: &EmittedMetrics) {
+    let invocation = emitted.take_invocation();
+    assert_eq!([&invocation["Leaks"], &invocation["PressesReplaced"]], [0, 0], "{:?}", log::take(""));
 }
 
-/// Long enough that its press and its run wait for something while it is being set.
+/// Long enough that its press and its run wait for something while it is being rendered.
 fn long() -> Vec<Value> {
     vec![record("long", "long", json!({"sections": 100, "paragraphs": 3}))]
 }
 
-/// Has a document set, and meanwhile something done.
+/// Has a document rendered, and does something meanwhile.
 async fn meanwhile(stage: &mut Stage, press: u32, act: impl FnOnce()) -> Vec<String> {
     let (failed, ()) = tokio::join!(stage.handle(long()), async {
         until_run_works(press).await;
@@ -130,9 +130,9 @@ async fn meanwhile(stage: &mut Stage, press: u32, act: impl FnOnce()) -> Vec<Str
     failed
 }
 
-fn what_the_function_leaks_is_told_by_name() {
+fn a_leak_of_the_function_is_logged_by_name() {
     run(async {
-        let (mut stage, told, press) = stage().await;
+        let (mut stage, emitted, press) = stage().await;
         let (stop, stopped) = mpsc::channel::<()>();
         let mut leaked = None;
         let failed = meanwhile(&mut stage, press, || {
@@ -148,8 +148,8 @@ fn what_the_function_leaks_is_told_by_name() {
         for name in ["leaky-*", "sleep", "limits", "of tokio"] {
             assert!(lines.iter().any(|line| line.starts_with("function") && line.contains(name)), "{name}: {lines:?}");
         }
-        let invocation = told.take_invocation();
-        assert_eq!([&invocation["CensusLeaks"], &invocation["PressesReplaced"]], [4, 0]);
+        let invocation = emitted.take_invocation();
+        assert_eq!([&invocation["Leaks"], &invocation["PressesReplaced"]], [4, 0]);
         assert_eq!(invocation["FunctionChildren"], 2);
         let (thread, file, mut child, tasks) = leaked.unwrap();
         child.kill().unwrap();
@@ -158,46 +158,46 @@ fn what_the_function_leaks_is_told_by_name() {
         drop((stop, file));
         let _ = thread.join().unwrap();
         assert_eq!(stage.handle(vec![letter("next")]).await, [""; 0]);
-        expect_no_leak(&told);
+        expect_no_leak(&emitted);
     });
 }
 
 fn a_press_that_leaks_is_replaced(leak: Signal, told_as: &str) {
     run(async {
-        let (mut stage, told, press) = stage().await;
+        let (mut stage, emitted, press) = stage().await;
         assert_eq!(meanwhile(&mut stage, press, || signal(press, leak)).await, [""; 0]);
         let lines = log::take(told_as);
         assert!(matches!(&lines[..], [line] if line.starts_with("press ")), "{lines:?} {:?}", log::take(""));
-        let invocation = told.take_invocation();
-        assert_eq!([&invocation["CensusLeaks"], &invocation["PressesReplaced"]], [1, 1]);
+        let invocation = emitted.take_invocation();
+        assert_eq!([&invocation["Leaks"], &invocation["PressesReplaced"]], [1, 1]);
         until("the press is gone", || !support::processes::is_alive(press)).await;
         assert_eq!(stage.handle(vec![letter("next")]).await, [""; 0]);
-        expect_no_leak(&told);
+        expect_no_leak(&emitted);
     });
 }
 
 /// A press cannot fork with a second thread, and says so itself: before any census.
 fn a_press_that_leaks_a_thread_is_replaced() {
     run(async {
-        let (mut stage, told, press) = stage().await;
+        let (mut stage, emitted, press) = stage().await;
         assert_eq!(meanwhile(&mut stage, press, || signal(press, A_THREAD)).await, [""; 0]);
         assert_eq!(log::take("2 threads are alive where one is expected").len(), 1);
-        assert_eq!(told.take_invocation()["PressesReplaced"], 1);
+        assert_eq!(emitted.take_invocation()["PressesReplaced"], 1);
         assert_eq!(stage.handle(vec![letter("next")]).await, [""; 0]);
-        expect_no_leak(&told);
+        expect_no_leak(&emitted);
     });
 }
 
-fn what_a_run_leaks_is_told_by_name_and_ends_with_it() {
+fn a_leak_of_a_run_is_logged_by_name_and_ends_with_it() {
     run(async {
-        let (mut stage, told, press) = stage().await;
+        let (mut stage, emitted, press) = stage().await;
         assert_eq!(meanwhile(&mut stage, press, || signal(run_of(press), A_THREAD)).await, [""; 0]);
         let lines = log::take("run 1");
         assert!(lines.iter().any(|line| line.contains("threads      leaky-*")), "{lines:?}");
-        let invocation = told.take_invocation();
-        assert_eq!([&invocation["CensusLeaks"], &invocation["PressesReplaced"]], [1, 0]);
+        let invocation = emitted.take_invocation();
+        assert_eq!([&invocation["Leaks"], &invocation["PressesReplaced"]], [1, 0]);
         assert_eq!(stage.handle(vec![letter("next")]).await, [""; 0]);
-        expect_no_leak(&told);
+        expect_no_leak(&emitted);
     });
 }
 
@@ -206,7 +206,7 @@ fn a_run_that_hears_nothing_has_no_more_time_than_others() {
     run(async {
         let config = Config {
             press_program: std::env::current_exe().unwrap(),
-            most_render_time: Some(Duration::from_secs(1)),
+            max_render_time: Some(Duration::from_secs(1)),
             ..config(2)
         };
         let mut stage = Stage::with(config).await;
@@ -228,11 +228,11 @@ fn a_run_that_hears_nothing_has_no_more_time_than_others() {
 fn a_run_cannot_leave_a_file_or_a_child() {
     run(async {
         for leak in [A_FILE, A_CHILD] {
-            let (mut stage, told, press) = stage().await;
+            let (mut stage, emitted, press) = stage().await;
             assert_eq!(meanwhile(&mut stage, press, || signal(run_of(press), leak)).await, ["long"]);
             assert!(log::take("permanent failure")[0].contains("SIGSYS"));
-            let invocation = told.take_invocation();
-            assert_eq!([&invocation["CensusLeaks"], &invocation["RunsCrashed"]], [0, 1]);
+            let invocation = emitted.take_invocation();
+            assert_eq!([&invocation["Leaks"], &invocation["RunsCrashed"]], [0, 1]);
         }
     });
 }

@@ -237,7 +237,7 @@ fn the_runs_of_a_dead_press_end_with_it() {
     assert_eq!(runs.len(), 2);
     let [press] = children(function.id())[..] else { panic!("the function has one press") };
     signal(press, Signal::SIGKILL);
-    let is_dead = |run: &u32| !is_alive(*run) || support::processes::is_zombie(*run);
+    let is_dead = |run: &u32| !is_alive(*run) || crate::support::processes::is_zombie(*run);
     wait_until("the runs are dead", || runs.iter().all(is_dead));
     function.kill().unwrap();
     function.wait().unwrap();

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use pressrun::press::protocol::{DocumentHeader, Response};
 use pressrun::press::sandbox::SandboxLevel;
 use pressrun::press::{PressSettings, Request, RunResponse, Supervisor, Worker};
-use pressrun::typeset::{Document, Pdf, Typesetter, pool};
+use pressrun::render::{Document, RenderedPdf, Renderer, pool};
 use serde_json::Value;
 use tokio::sync::watch;
 
@@ -114,7 +114,7 @@ pub fn bytes(data: &Value) -> Bytes {
 
 /// Typst in this process, on one thread that never ends.
 pub struct Plain {
-    typesetter: Typesetter,
+    renderer: Renderer,
     thread: rayon::ThreadPool,
     evict: usize,
 }
@@ -123,13 +123,13 @@ impl Plain {
     /// Evicts what is older than `evict` documents after each.
     pub fn new(templates_dir: &Path, evict: usize) -> Self {
         let thread = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-        Self { typesetter: Typesetter::load(templates_dir).unwrap(), thread, evict }
+        Self { renderer: Renderer::load(templates_dir).unwrap(), thread, evict }
     }
 
-    pub fn set(&self, template: &str, data: &Bytes) -> Pdf {
+    pub fn render(&self, template: &str, data: &Bytes) -> RenderedPdf {
         let document = document(template, data);
         self.thread.install(|| {
-            let pdf = self.typesetter.set(document).unwrap();
+            let pdf = self.renderer.render(document).unwrap();
             typst::comemo::evict(self.evict);
             pdf
         })
@@ -146,11 +146,11 @@ pub fn document(template: &str, data: &Bytes) -> Document {
     }
 }
 
-/// Sets a document on a pool of its own, as a run does, and says how long it took.
-pub fn on_threads(typesetter: &Typesetter, threads: usize, template: &str, data: &Bytes) -> (Pdf, Duration) {
+/// Renders a document on a pool of its own, as a run does, and says how long it took.
+pub fn on_threads(renderer: &Renderer, threads: usize, template: &str, data: &Bytes) -> (RenderedPdf, Duration) {
     let document = document(template, data);
     let began = Instant::now();
-    let pdf = pool::on_fixed_pool(threads, || typesetter.set(document)).unwrap().unwrap();
+    let pdf = pool::on_fixed_pool(threads, || renderer.render(document)).unwrap().unwrap();
     let took = began.elapsed();
     typst::comemo::evict(0);
     (pdf, took)

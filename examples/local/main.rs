@@ -1,9 +1,9 @@
-//! The whole function on your machine, with nothing to install: the real handler, the real AWS
-//! SDK, and an S3 server inside this process. Leaves the PDFs in `out/`.
+//! Runs the whole function on your machine: the real handler, the real AWS SDK, and an S3 server inside this
+//! process. Leaves the PDFs in `out/`.
 //!
 //!     cargo run --example local -- events/batch.json
 //!     cargo run --example local -- --template invoice data/*.json
-//!     cargo run --example local -- --trace traces events/batch.json
+//!     cargo run --example local -- --timings timings events/batch.json
 //!     cargo run --example local -- check
 //!     cargo run --example local -- new letter
 
@@ -12,7 +12,7 @@ mod check;
 mod embedded;
 mod input;
 mod new_template;
-mod traces;
+mod timings;
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -25,40 +25,40 @@ use std::{env, fs};
 
 use embedded::s3::EmbeddedS3;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use pressrun::config::{Config, ConfigError};
+use pressrun::config::{Config, ConfigErrors};
 use pressrun::function::deadline::Deadline;
-use pressrun::function::records::{self, Record};
-use pressrun::function::verdict::Verdict;
-use pressrun::function::{Function, RecordVerdict, tell_census_on_request};
-use pressrun::job;
+use pressrun::function::event::{self, Record};
+use pressrun::function::outcome::Outcome;
+use pressrun::function::{Function, RecordOutcome, log_census_on_request};
+use pressrun::message;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
-use traces::Traces;
+use timings::TimingsFolder;
 
 const USAGE: &str = "\
 usage: local EVENT.json ...                      SQS events, as in events/
-       local --template NAME DATA.json ...       one document a data file
-       local --trace DIR ...                     the same, and where the time went
-       local check [NAME ...]                    every template with its sample
-       local new NAME                            makes a template's folder that works
+       local --template NAME DATA.json ...       a document for each data file
+       local --timings DIR ...                   either, with Typst's timings of each document
+       local check [NAME ...]                    renders the samples of templates
+       local new NAME                            makes the folder of a new template
 
 The PDFs are left in out/. What messages name in INPUT_BUCKET is read from in/;
 with --template the message brings what lies in the template's files/.
-With --trace the trace of each document is left in DIR, for ui.perfetto.dev, and
-the five places of each template that took most of the time are printed.
+With --timings the timings of each document are left in DIR, for ui.perfetto.dev,
+and the five places of each template that took most of the time are printed.
 TEMPLATES_DIR, WORKERS, MEMORY_MB, MAX_RENDER_MS (here
 30000 unless set) and OUTPUT_PREFIX work as in the function.
-At SIGUSR1 it prints which processes hold what at this moment.
+At SIGUSR1 it prints what each process holds at this moment.
 
-Exit status: 0 all is well, 1 a document or a template failed, 2 nothing was done.";
+Exit status: 0 if all is well, 1 if a document or a template failed, 2 if nothing was done.";
 
 const OUTPUT_BUCKET: &str = "local-output";
 const INPUT_BUCKET: &str = "local-input";
 const OUTPUT_FOLDER: &str = "out";
-/// Stands for the input bucket, if it is there.
+/// The folder that stands for the input bucket, if it exists.
 const INPUT_FOLDER: &str = "in";
-const MOST_RENDER_TIME: Duration = Duration::from_secs(30);
-/// What an SQS event source delivers at once unless told otherwise.
+const MAX_RENDER_TIME: Duration = Duration::from_secs(30);
+/// The batch size of an SQS event source unless it is configured.
 const BATCH_SIZE: usize = 10;
 
 fn main() -> ExitCode {
@@ -85,38 +85,38 @@ async fn run() -> Result<ExitCode, Box<dyn Error>> {
         }
         ["check", ref names @ ..] => {
             let config = config()?;
-            let time_limit = config.most_render_time.unwrap_or(MOST_RENDER_TIME);
+            let time_limit = config.max_render_time.unwrap_or(MAX_RENDER_TIME);
             check::check(&config.templates_dir, names, config.cores, time_limit)
         }
         ["new", name] => new_template::new_template(&config()?.templates_dir, name),
         ["new", ..] => Err(format!("new takes one name, that of the new template\n\n{USAGE}").into()),
         _ => tokio::select! {
-            done = set(&arguments) => done,
-            error = tell_census_on_request(|tasks, table| eprintln!("{tasks} tasks\n{table}")) => Err(error.into()),
+            done = render(&arguments) => done,
+            error = log_census_on_request(|tasks, table| eprintln!("{tasks} tasks\n{table}")) => Err(error.into()),
         },
     }
 }
 
-fn config() -> Result<Config, ConfigError> {
+fn config() -> Result<Config, ConfigErrors> {
     Config::from_variables(|name| {
         env::var(name).ok().or_else(|| match name {
             "OUTPUT_BUCKET" => Some(OUTPUT_BUCKET.to_owned()),
             "INPUT_BUCKET" => Some(INPUT_BUCKET.to_owned()),
             // Half of the time that template.yaml gives an invocation.
-            "MAX_RENDER_MS" => Some(MOST_RENDER_TIME.as_millis().to_string()),
+            "MAX_RENDER_MS" => Some(MAX_RENDER_TIME.as_millis().to_string()),
             _ => None,
         })
     })
 }
 
-/// Has the function set what the arguments ask for.
-async fn set(arguments: &[OsString]) -> Result<ExitCode, Box<dyn Error>> {
+/// Has the function render what the arguments ask for.
+async fn render(arguments: &[OsString]) -> Result<ExitCode, Box<dyn Error>> {
     let mut config = config()?;
-    let (mut traces, arguments) = match arguments {
-        [option, dir, arguments @ ..] if option == "--trace" => (Some(Traces::new(dir)), arguments),
+    let (mut timings, arguments) = match arguments {
+        [option, dir, arguments @ ..] if option == "--timings" => (Some(TimingsFolder::new(dir)), arguments),
         arguments => (None, arguments),
     };
-    config.trace_slower_than = traces.as_ref().map(|_| Duration::ZERO);
+    config.timings_slower_than = timings.as_ref().map(|_| Duration::ZERO);
     let batches = batches(arguments, &config)?;
     let output_bucket = config.output_bucket.clone();
     let input_bucket = config.input_bucket.clone().unwrap_or_default();
@@ -138,28 +138,28 @@ async fn set(arguments: &[OsString]) -> Result<ExitCode, Box<dyn Error>> {
             remove_earlier(record, &output_prefix);
         }
         let began = Instant::now();
-        let verdicts = function.set_batch(batch, Deadline::NONE).await;
+        let outcomes = function.process_batch(batch, Deadline::NONE).await;
         totals.time += began.elapsed();
-        for verdict in &verdicts {
-            progress.suspend(|| print_verdict(verdict));
-            totals.add(verdict);
+        for outcome in &outcomes {
+            progress.suspend(|| print_outcome(outcome));
+            totals.add(outcome);
         }
-        progress.inc(verdicts.len() as u64);
-        if let Some(traces) = &mut traces {
-            traces.take(&s3, &output_bucket)?;
+        progress.inc(outcomes.len() as u64);
+        if let Some(timings) = &mut timings {
+            timings.take(&s3, &output_bucket)?;
         }
         collect(&s3, &output_bucket)?;
     }
     progress.finish_and_clear();
     function.stop().await;
     totals.print();
-    if let Some(traces) = traces {
-        traces.print_dearest(&templates_dir);
+    if let Some(timings) = timings {
+        timings.print_slowest_places(&templates_dir);
     }
     Ok(if totals.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// What the arguments ask for, in batches as SQS would deliver them.
+/// Returns the records that the arguments ask for, in batches as SQS would deliver them.
 fn batches(arguments: &[OsString], config: &Config) -> Result<Vec<Vec<Record>>, Box<dyn Error>> {
     match arguments {
         [] => Err(USAGE.into()),
@@ -185,7 +185,7 @@ fn batches(arguments: &[OsString], config: &Config) -> Result<Vec<Vec<Record>>, 
     }
 }
 
-/// Every document has a file of its own in the output folder.
+/// Checks that every document has a file of its own in the output folder.
 fn check_names(files: &[OsString]) -> Result<(), String> {
     let mut names = BTreeMap::new();
     for file in files {
@@ -200,10 +200,10 @@ fn check_names(files: &[OsString]) -> Result<(), String> {
 fn event_file(file: &Path) -> Result<Vec<Record>, Box<dyn Error>> {
     let event: Value =
         serde_json::from_str(&read(file)?).map_err(|error| format!("{} is not JSON: {error}", file.display()))?;
-    Ok(records::parse(event).map_err(|error| format!("{}: {error}", file.display()))?)
+    Ok(event::parse(event).map_err(|error| format!("{}: {error}", file.display()))?)
 }
 
-/// The record of a message that somebody would send to have this file set.
+/// Returns the record of a message that asks for a document with the data in this file.
 fn data_file(template: &str, files: &BTreeMap<String, String>, file: &Path) -> Result<Record, Box<dyn Error>> {
     let name = file.file_stem().and_then(|stem| stem.to_str()).ok_or("a data file's name is UTF-8")?;
     let data = read(file)?;
@@ -220,13 +220,14 @@ fn data_file(template: &str, files: &BTreeMap<String, String>, file: &Path) -> R
     })
 }
 
-/// Removes what an earlier run has left for a message, so that nobody takes it for this one's.
+/// Removes the PDF that an earlier run of this program has left for a message, so that it is not taken for
+/// this run's.
 fn remove_earlier(record: &Record, output_prefix: &str) {
     let message = record.body.as_deref().ok().and_then(|body| serde_json::from_str::<Value>(body).ok());
     let given = message.as_ref().and_then(|message| message.get("key")?.as_str().map(str::to_owned));
     let key = given.unwrap_or_else(|| format!("{}/{}.pdf", template_of(record), record.message_id));
-    if job::check_key(&key).is_ok() {
-        // Mostly there is nothing to remove.
+    if message::check_key(&key).is_ok() {
+        // Usually there is nothing to remove.
         let _ = fs::remove_file(Path::new(OUTPUT_FOLDER).join(format!("{output_prefix}{key}")));
     }
 }
@@ -235,7 +236,7 @@ fn read(file: &Path) -> Result<String, String> {
     fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))
 }
 
-/// Shown on a terminal only.
+/// A progress bar, which is shown only on a terminal.
 fn progress_bar(documents: usize) -> ProgressBar {
     let target =
         if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
@@ -243,25 +244,25 @@ fn progress_bar(documents: usize) -> ProgressBar {
     ProgressBar::with_draw_target(Some(documents as u64), target).with_style(style)
 }
 
-fn print_verdict((record, verdict): &RecordVerdict) {
+fn print_outcome((record, outcome): &RecordOutcome) {
     let template = template_of(record);
-    match verdict {
-        Verdict::Stored(stored) => {
-            let what = if stored.was_there { "was stored" } else { "stored" };
+    match outcome {
+        Outcome::Stored(stored) => {
+            let what = if stored.was_stored_before { "was stored" } else { "stored" };
             let pages = if stored.pages == 1 { "page" } else { "pages" };
             println!(
                 "{what:<10} {template:<12} {:>5} {pages:<5} {:>10} bytes {:>8.1} ms  {}",
                 stored.pages,
                 stored.bytes,
-                stored.typesetting.as_secs_f64() * 1000.0,
+                stored.render_time.as_secs_f64() * 1000.0,
                 Path::new(OUTPUT_FOLDER).join(&stored.key).display()
             );
             for warning in &stored.warnings {
                 eprintln!("{}: {}", record.message_id, warning.text);
             }
         }
-        Verdict::Parked(failure) | Verdict::PermanentFailure(failure) | Verdict::TransientFailure(failure) => {
-            let kind = if matches!(verdict, Verdict::TransientFailure(_)) { "transient" } else { "permanent" };
+        Outcome::DeadLettered(failure) | Outcome::PermanentFailure(failure) | Outcome::TransientFailure(failure) => {
+            let kind = if matches!(outcome, Outcome::TransientFailure(_)) { "transient" } else { "permanent" };
             println!("failed     {template:<12} {kind}, {}: message {}", failure.code, record.message_id);
             match &failure.diagnostics[..] {
                 [] => eprintln!("{}: error: {}", record.message_id, failure.message),
@@ -305,9 +306,9 @@ struct Totals {
 }
 
 impl Totals {
-    fn add(&mut self, (_, verdict): &RecordVerdict) {
-        match verdict {
-            Verdict::Stored(stored) => {
+    fn add(&mut self, (_, outcome): &RecordOutcome) {
+        match outcome {
+            Outcome::Stored(stored) => {
                 self.stored += 1;
                 self.pages += stored.pages;
                 self.bytes += stored.bytes;

@@ -1,5 +1,5 @@
-//! The log: one line an event on stdout, as text or as JSON, as Lambda's advanced logging controls
-//! ask.
+//! The log: a line for each event on stdout, as text or as JSON, as Lambda's advanced logging controls
+//! say.
 //!
 //! Source: <https://docs.aws.amazon.com/lambda/latest/dg/monitoring-cloudwatchlogs-logformat.html>.
 
@@ -16,23 +16,24 @@ use tracing_subscriber::{Layer, Registry};
 
 use crate::config::{LogFormat, LogSettings};
 
-/// What everything but pressrun may say. The SDK and `lambda_runtime` log whole events and answers
-/// when they are let, and a message's data are not for a log.
-const MOST_OF_OTHERS: LevelFilter = LevelFilter::WARN;
+/// The most verbose level of everything but pressrun. At lower levels the SDK and `lambda_runtime` log
+/// whole events and responses, and a message's data must not reach a log.
+const MAX_LEVEL_OF_OTHERS: LevelFilter = LevelFilter::WARN;
 
-/// Logs to stdout from now on.
+/// Starts logging to stdout.
 pub fn start(settings: LogSettings) {
     subscriber(settings, io::stdout).init();
 }
 
-/// What writes the log. In JSON every field is on the top level, beside `timestamp`, `level` and
-/// `message`; those of the work that a line belongs to, such as `requestId`, too.
+/// Returns a subscriber that writes the log to `writer`. In JSON every field is at the top level, beside
+/// `timestamp`, `level` and `message`; so are those of the spans that a line belongs to, such as
+/// `requestId`.
 pub fn subscriber<W>(settings: LogSettings, writer: W) -> impl Subscriber
 where
     W: for<'writer> MakeWriter<'writer> + Send + Sync + 'static,
 {
     let levels =
-        Targets::new().with_default(MOST_OF_OTHERS.min(settings.level)).with_target("pressrun", settings.level);
+        Targets::new().with_default(MAX_LEVEL_OF_OTHERS.min(settings.level)).with_target("pressrun", settings.level);
     let format: Box<dyn Layer<Registry> + Send + Sync> = match settings.format {
         LogFormat::Json => {
             let mut json = JsonLayer::new(writer);
@@ -42,7 +43,7 @@ where
                 .with_top_level_flattened_span_list();
             Box::new(json)
         }
-        // Lambda writes the time beside it.
+        // Lambda adds the time.
         LogFormat::Text => Box::new(
             tracing_subscriber::fmt::layer().with_target(false).without_time().with_ansi(false).with_writer(writer),
         ),

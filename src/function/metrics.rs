@@ -1,5 +1,5 @@
-//! Metrics, in CloudWatch's Embedded Metric Format: a line of JSON an invocation, and one a
-//! document. CloudWatch makes metrics of those that arrive in the log; nothing is called for it.
+//! Metrics in CloudWatch's embedded metric format: a line of JSON for each invocation, and one for each
+//! document. CloudWatch extracts metrics from these lines of the log, so no API is called.
 //!
 //! Source: <https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/CloudWatch_Embedded_Metric_Format_Specification.html>.
 
@@ -16,24 +16,24 @@ use metrique_writer::unit::{AsBytes, AsCount, AsPercent};
 use metrique_writer::{Entry, EntryWriter};
 use metrique_writer_format_emf::Emf;
 
-use super::leaks::Census;
-use super::verdict::ErrorCode;
-use crate::census::{Groups, Holdings};
+use super::leak_check::Snapshot;
+use super::outcome::ErrorCode;
+use crate::census::{Counts, ProcessSnapshot};
 use crate::press::{Cause, PressStats};
 
-/// Where CloudWatch has them.
+/// The namespace of all metrics in CloudWatch.
 const NAMESPACE: &str = "pressrun";
 const FUNCTION_NAME: &str = "FunctionName";
 const TEMPLATE: &str = "Template";
-/// What stands for the name of a template that is not deployed. A dimension's values are to be
-/// few, and messages may name anything.
+/// Stands for the name of a template that is not deployed: messages may name anything, and a dimension
+/// should have few values.
 const NO_TEMPLATE: &str = "-";
 
-/// The dimensions of a document's metrics, beside its function's.
+/// The dimensions of a document's metrics beside the function's name: none, and the template.
 const BY_TEMPLATE: EntryDimensions =
     EntryDimensions::new_static(&[Cow::Borrowed(&[] as &[Cow<str>]), Cow::Borrowed(&[Cow::Borrowed(TEMPLATE)])]);
 
-/// Where metrics are written to.
+/// Writes metrics, or nothing.
 pub struct Metrics(Option<RefCell<Destination>>);
 
 struct Destination {
@@ -43,50 +43,50 @@ struct Destination {
     writer: Box<dyn Write>,
 }
 
-/// What an invocation has to tell. Times are milliseconds, as CloudWatch has them.
+/// The metrics of an invocation. Durations become milliseconds, as CloudWatch has them.
 #[derive(Debug, Default, Entry)]
 #[entry(rename_all = "PascalCase")]
-pub(super) struct OfInvocation {
+pub(super) struct InvocationMetrics {
     #[entry(name = "requestId")]
     pub request_id: Option<String>,
     /// 1 for the first invocation of this process.
     pub cold_start: AsCount<u64>,
-    /// What the press and its first run took to be warm. Only with a cold start.
+    /// The time until the press and its first run were warm. Only with a cold start.
     pub init_time: Option<Duration>,
     pub records: AsCount<u64>,
     pub runs_killed_for_time: AsCount<u64>,
     pub runs_killed_for_memory: AsCount<u64>,
-    /// Their documents brought them down.
+    /// Runs that their documents have crashed.
     pub runs_crashed: AsCount<u64>,
-    /// Ended by something outside, with a document that is set again.
+    /// Runs that something outside has ended, while a document was rendered that is rendered again.
     pub runs_lost: AsCount<u64>,
     pub presses_replaced: AsCount<u64>,
-    /// What there was more of after the invocation than before it.
-    pub census_leaks: AsCount<u64>,
+    /// The kinds of things that there were more of after the invocation than before it.
+    pub leaks: AsCount<u64>,
     pub function_memory: AsBytes<u64>,
     pub function_threads: AsCount<u64>,
     pub function_tasks: AsCount<u64>,
     pub function_children: AsCount<u64>,
-    /// Without connections.
+    /// The function's open files without its connections.
     pub function_open_files: AsCount<u64>,
     pub function_connections: AsCount<u64>,
     pub press_memory: AsBytes<u64>,
     pub press_threads: AsCount<u64>,
     pub press_children: AsCount<u64>,
     pub press_open_files: AsCount<u64>,
-    /// Of the run that had most.
+    /// The peak memory of the run that had most.
     pub run_peak_memory: Option<AsBytes<u64>>,
-    /// Of all runs that have ended.
+    /// The CPU time of all runs that have ended.
     pub run_cpu_time: Option<Duration>,
-    /// The most that function, press and runs may have had at one time, of the memory that there
-    /// is.
+    /// The most memory that function, press and runs may have had at one time, in percent of the memory
+    /// size.
     pub memory_used: Option<AsPercent<f64>>,
 }
 
-/// What a document has to tell.
+/// The metrics of a document.
 #[derive(Debug, Default, Entry)]
 #[entry(rename_all = "PascalCase")]
-pub(super) struct OfDocument {
+pub(super) struct DocumentMetrics {
     #[entry(name = "requestId")]
     pub request_id: Option<String>,
     #[entry(name = "messageId")]
@@ -103,20 +103,20 @@ pub(super) struct OfDocument {
     pub pdf_size: Option<AsBytes<u64>>,
     pub render_time: Option<Duration>,
     pub upload_time: Option<Duration>,
-    /// From the message being read until a worker was free for it.
+    /// The time that the document waited for memory to read it into, and for a worker.
     pub queue_wait: Option<Duration>,
-    /// From its sending until its verdict.
+    /// The time from when the message was sent until the record's outcome.
     pub message_age: Option<Duration>,
 }
 
-impl OfInvocation {
-    /// What is left, and what happened to press and runs.
-    pub fn of(after: &Census, stats: &PressStats, memory_bytes: Option<u64>) -> Self {
+impl InvocationMetrics {
+    /// The metrics of what is left after an invocation, and of what happened to press and runs.
+    pub fn new(after: &Snapshot, stats: &PressStats, memory_bytes: Option<u64>) -> Self {
         let runs = || stats.ended_runs.iter();
         let ended = |causes: &[Cause]| {
             (runs().filter(|run| run.cause.is_some_and(|cause| causes.contains(&cause))).count() as u64).into()
         };
-        let no_press = Holdings::default();
+        let no_press = ProcessSnapshot::default();
         let press = after.press.as_ref().unwrap_or(&no_press);
         Self {
             runs_killed_for_time: ended(&[Cause::TimeLimit]),
@@ -142,13 +142,13 @@ impl OfInvocation {
     }
 }
 
-fn sum(groups: &Groups) -> u64 {
+fn sum(groups: &Counts) -> u64 {
     groups.values().sum::<usize>() as u64
 }
 
-/// What function, press and runs may have had at one time: what the function has, and of each worker
-/// the largest of its runs, whose peak has the memory in it that it shares with the press.
-fn max_memory(after: &Census, stats: &PressStats) -> u64 {
+/// Returns the bytes that function, press and runs may have had at one time: what the function has, and
+/// of each worker the largest of its runs, whose peak includes the memory that it shares with the press.
+fn max_memory(after: &Snapshot, stats: &PressStats) -> u64 {
     let mut of_workers: BTreeMap<usize, u64> = BTreeMap::new();
     for run in &stats.ended_runs {
         let peak = of_workers.entry(run.worker).or_default();
@@ -165,11 +165,11 @@ fn percent(part: u64, whole: u64) -> f64 {
 }
 
 impl Metrics {
-    /// Nobody wants any.
+    /// Writes nothing.
     pub const NONE: Self = Self(None);
 
-    /// Lines that `writer` gets. With JSON logs Lambda drops what is below its level, and takes what
-    /// has no `level` for INFO: so these have the level that just passes.
+    /// Writes lines to `writer`. With JSON logs Lambda drops lines below its log level, and takes those
+    /// without a `level` for INFO: so these have the `level` that just passes.
     /// Source: <https://docs.aws.amazon.com/lambda/latest/dg/monitoring-cloudwatchlogs-log-level.html>.
     #[must_use]
     pub fn new(function_name: impl Into<String>, level: &'static str, writer: impl Write + 'static) -> Self {
@@ -178,29 +178,29 @@ impl Metrics {
         Self(Some(RefCell::new(Destination { format, function_name: function_name.into(), level, writer })))
     }
 
-    pub(super) fn tell_invocation(&self, invocation: &OfInvocation) {
-        self.tell(invocation);
+    pub(super) fn emit_invocation(&self, invocation: &InvocationMetrics) {
+        self.emit(invocation);
     }
 
-    pub(super) fn tell_document(&self, document: &OfDocument) {
-        self.tell(&ByTemplate(document));
+    pub(super) fn emit_document(&self, document: &DocumentMetrics) {
+        self.emit(&ByTemplate(document));
     }
 
-    fn tell(&self, entry: &impl Entry) {
+    fn emit(&self, entry: &impl Entry) {
         let Self(Some(destination)) = self else { return };
         let Destination { format, function_name, level, writer } = &mut *destination.borrow_mut();
         let line = Line { time: SystemTime::now(), level, function_name, entry };
         let mut bytes = Vec::new();
-        let told = format.format(&line, &mut bytes).map_err(|error| error.to_string());
-        // Whole lines, since the log goes to the same place.
-        let told = told.and_then(|()| writer.write_all(&bytes).map_err(|error| error.to_string()));
-        if let Err(error) = told {
+        let written = format.format(&line, &mut bytes).map_err(|error| error.to_string());
+        // A line is written at once, since the log goes to the same place.
+        let written = written.and_then(|()| writer.write_all(&bytes).map_err(|error| error.to_string()));
+        if let Err(error) = written {
             tracing::error!(error, "metrics could not be written");
         }
     }
 }
 
-/// What every line has.
+/// A line: what all of them have in common, and an entry.
 struct Line<'a, E> {
     time: SystemTime,
     level: &'a str,
@@ -220,7 +220,7 @@ impl<E: Entry> Entry for Line<'_, E> {
     }
 }
 
-struct ByTemplate<'a>(&'a OfDocument);
+struct ByTemplate<'a>(&'a DocumentMetrics);
 
 impl Entry for ByTemplate<'_> {
     fn write<'a>(&'a self, writer: &mut impl EntryWriter<'a>) {

@@ -1,4 +1,4 @@
-//! What Lambda calls: the process of the function, from init to the last event.
+//! The function's process as Lambda runs it: init, one event after the other, SIGTERM.
 
 use std::io;
 use std::process::ExitCode;
@@ -12,13 +12,13 @@ use tokio::sync::Mutex;
 
 use super::deadline::Deadline;
 use super::metrics::Metrics;
-use super::{Function, Invocation, logging, termination};
+use super::{Function, Invocation, extension, logging};
 use crate::aws::Clients;
 use crate::census;
 use crate::config::{self, Config, LogSettings};
 use crate::os;
 
-/// Is the function until Lambda ends it.
+/// Runs the function until Lambda ends it.
 #[must_use]
 pub fn main() -> ExitCode {
     os::set_process_name(c"function");
@@ -51,16 +51,16 @@ pub fn main() -> ExitCode {
 async fn run(log: LogSettings) -> Result<(), lambda_runtime::Error> {
     if !config::is_in_lambda() {
         return Err("this is a Lambda function: start it with cargo lambda watch or sam local, \
-                    or set documents without either with cargo run --example local"
+                    or render documents without either with cargo run --example local"
             .into());
     }
     let config = Config::from_env()?;
     let metrics = Metrics::new(&config.function_name, log.level_name, io::stdout());
     let clients = Clients::from_env(config.has_own_s3_endpoint);
-    let (started, extension) = tokio::join!(Function::start_beside(config, clients), termination::register());
+    let (started, registered) = tokio::join!(Function::start_while(config, clients), extension::register());
     let mut sigterm = signal(SignalKind::terminate())?;
-    let stage = Mutex::new(started?.telling(metrics));
-    let function = &stage;
+    let owned_function = Mutex::new(started?.with_metrics(metrics));
+    let function = &owned_function;
     let handler = move |event: LambdaEvent<Value>| async move {
         let deadline = Deadline::from_lambda(event.context.deadline());
         let invocation = Invocation { deadline, request_id: Some(&event.context.request_id) };
@@ -76,30 +76,31 @@ async fn run(log: LogSettings) -> Result<(), lambda_runtime::Error> {
         let doing = if function.try_lock().is_ok() { "idle" } else { "working" };
         tracing::info!("SIGTERM while {doing}: press and runs are ended");
     };
-    // SIGTERM drops the invocation under way: Lambda hears nothing of it, and SQS delivers again.
+    // SIGTERM drops the invocation under way: Lambda gets no response, and SQS delivers its messages again.
     let ran = tokio::select! {
         ran = lambda_runtime::run(service_fn(handler)) => ran,
         () = sigterm => Ok(()),
-        error = tell_census_on_request(|tasks, table| tracing::info!(tasks, "a census was asked for\n{table}")) => {
+        error = log_census_on_request(|tasks, table| tracing::info!(tasks, "census\n{table}")) => {
             Err(error.into())
         }
-        never = termination::stay_registered(extension) => match never {},
+        never = extension::stay_registered(registered) => match never {},
     };
-    stage.into_inner().stop().await;
+    owned_function.into_inner().stop().await;
     ran
 }
 
-/// Tells a census of this process and all below it at each SIGUSR1, also while work is under way.
-/// Nobody can send one on Lambda itself; on a machine of one's own it shows who holds what.
+/// Takes a census of this process and all processes below it at each SIGUSR1, also while documents are
+/// rendered, and hands it to `log` with the number of tokio's tasks. Nobody can send that signal on Lambda
+/// itself; on a machine of one's own it shows which process holds what.
 ///
 /// Returns only when the signal cannot be listened to.
-pub async fn tell_census_on_request(tell: impl Fn(usize, &str)) -> io::Error {
+pub async fn log_census_on_request(log: impl Fn(usize, &str)) -> io::Error {
     let mut requests = match signal(SignalKind::user_defined1()) {
         Ok(requests) => requests,
         Err(error) => return error,
     };
     loop {
         requests.recv().await;
-        tell(Handle::current().metrics().num_alive_tasks(), &census::table_of_this_process());
+        log(Handle::current().metrics().num_alive_tasks(), &census::table_of_this_process());
     }
 }

@@ -1,5 +1,5 @@
-//! The socket between function and press: whole packets, with which files can travel
-//! (`SOCK_SEQPACKET`, `SCM_RIGHTS`).
+//! The socket between function and press: it keeps packets apart (`SOCK_SEQPACKET`), and open files can be sent
+//! with them (`SCM_RIGHTS`).
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -12,7 +12,7 @@ use tokio::io::unix::AsyncFd;
 use super::protocol::{MAX_PACKET_BYTES, PressCommand, PressEvent, decode_packet, encode_packet};
 use crate::os;
 
-/// Makes the two ends, both closed on `exec`.
+/// Makes the socket's two ends, both with `CLOEXEC`.
 ///
 /// # Errors
 /// When the process may open no more files.
@@ -20,7 +20,7 @@ pub(super) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?)
 }
 
-/// The function's end, for tokio.
+/// The function's end, which is asynchronous.
 pub(super) struct FunctionEnd(AsyncFd<OwnedFd>);
 
 impl FunctionEnd {
@@ -42,7 +42,7 @@ impl FunctionEnd {
     }
 }
 
-/// What the press's end has to give.
+/// What the press has received.
 pub(super) enum Received {
     Command(PressCommand, Vec<OwnedFd>),
     WouldBlock,
@@ -50,16 +50,16 @@ pub(super) enum Received {
     Closed,
 }
 
-/// The press's end, its stdin.
+/// The press's end, which is its stdin.
 pub(super) struct PressEnd<F = io::Stdin>(pub F);
 
 impl<F: AsFd> PressEnd<F> {
-    /// Takes a command if one has come. Never blocks.
+    /// Receives a command if there is one. Never blocks.
     pub fn receive(&self) -> io::Result<Received> {
         let mut buffer = vec![0; MAX_PACKET_BYTES];
         match os::receive_packet(&self.0, &mut buffer) {
             Ok((0, _)) => Ok(Received::Closed),
-            // It has closed its end with events unread.
+            // The function has closed its end without having read all events.
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(Received::Closed),
             Ok((length, files)) => Ok(Received::Command(decode_packet(&buffer[..length])?, files)),
             Err(error) if is_retriable(&error) => Ok(Received::WouldBlock),
@@ -67,8 +67,8 @@ impl<F: AsFd> PressEnd<F> {
         }
     }
 
-    /// Sends an event if there is room for it. Never blocks. When the function is gone nobody hears it,
-    /// which the next command tells.
+    /// Sends an event, and returns `false` if there is no room for it. Never blocks. If the function is gone the
+    /// event is lost; the next [`PressEnd::receive`] returns [`Received::Closed`].
     pub fn try_send(&self, event: &PressEvent) -> io::Result<bool> {
         match send(&self.0, &encode_packet(event)?, &[]) {
             Ok(()) => Ok(true),
@@ -78,7 +78,7 @@ impl<F: AsFd> PressEnd<F> {
         }
     }
 
-    /// Sends an event, and waits for room for it: for a press that has no runs yet.
+    /// Sends an event, and waits for room for it. Only for a press that has no runs yet.
     pub fn send(&self, event: &PressEvent) -> io::Result<()> {
         while !self.try_send(event)? {
             poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLOUT)], PollTimeout::NONE)?;

@@ -7,15 +7,15 @@
 //! and reaps. A **run** ([`run`]) is a fork of it that renders documents of one invocation, one at a
 //! time. Press and run are this same program in other roles.
 //!
-//! [`supervisor`] is the function's hold on the press: it starts it ([`press_process`]), replaces it,
-//! and asks it for runs. Each [`worker`] is a place for one run, which the function talks to over
-//! pipes that pass through no other process ([`run_handle`]). [`protocol`] is what they say, and
-//! [`control_socket`] the socket between function and press.
+//! [`supervisor`] keeps a press running: it starts one ([`press_process`]), replaces it, and asks it for
+//! runs. Each [`worker`] is a place for one run, which the function exchanges requests and responses with
+//! over pipes that pass through no other process ([`run_handle`]). [`protocol`] defines both channels, and
+//! [`control_socket`] is the one between function and press.
 //!
-//! Imports [`crate::typeset`] and the leaves [`crate::pdf`], [`crate::os`] and [`crate::census`] only. Must never be
-//! true: that a press has a second thread when it forks, sees a byte of a message or renders a
-//! document; that a run which has seen one lives on after its invocation; that what a run says is
-//! taken for how a process has ended.
+//! Imports [`crate::render`], [`crate::pdf`], [`crate::os`] and [`crate::census`]. It must never be true
+//! that a press has a second thread when it forks, sees a byte of a message or renders a document; that a
+//! run which has seen a message lives on after its invocation; or that what a run says is taken for how a
+//! process has ended.
 
 mod control_socket;
 mod press_process;

@@ -1,4 +1,4 @@
-//! One press from its start to its end, as the function sees it.
+//! One press as the function sees it, from its start to its end.
 
 use std::collections::HashMap;
 use std::io;
@@ -25,33 +25,33 @@ use super::control_socket::{self, FunctionEnd};
 use super::protocol::{PressCommand, PressEvent, StartStage};
 use super::run_handle::RunState;
 use super::sandbox::SandboxLevel;
-use crate::typeset::TemplateVersions;
+use crate::render::TemplateVersions;
 
-/// The first argument of this program in the role of a press.
+/// The first argument of a program that is started as a press.
 pub const PRESS_ROLE: &str = "press";
 
-/// How long a press may take to load and to render its samples. Lambda waits 10 s at init; where
-/// nobody else does, a sample that never ends is to be an error.
+/// The longest that a press may take to load templates and to render their samples. Lambda itself waits 10 s at
+/// init; elsewhere a sample that never ends has to become an error, too.
 const INIT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a press may take to end its runs and itself when it is told to. Lambda gives a function
-/// 500 ms from SIGTERM on, and the kernel needs 36 ms to take back 400 MB from a run.
+/// The longest that a press may take to end its runs and itself when it is told to. Lambda gives a function 500 ms
+/// from SIGTERM on, and the kernel needs 36 ms to free 400 MB of a run.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// How long the last lines of a press that has ended may take to be read.
+/// The longest that reading the last lines of a press may take after it has ended.
 const STDERR_DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
 
 const MEBIBYTE: u64 = 1024 * 1024;
 
-/// How to start a press.
+/// The settings that a press is started with.
 #[derive(Clone, Debug)]
 pub struct PressSettings {
-    /// A program whose `main` hands over to [`crate::run_press_if_requested`], as pressrun itself.
+    /// A program whose `main` calls [`crate::run_press_if_requested`], as pressrun's own does.
     pub program: PathBuf,
     pub templates_dir: PathBuf,
     /// The most threads that a document may have.
     pub cores: usize,
-    /// How far to restrict press and runs, at most.
+    /// How far press and runs are restricted, if the kernel allows it.
     pub sandbox_level: SandboxLevel,
 }
 
@@ -86,7 +86,7 @@ pub enum StartError {
 }
 
 impl StartError {
-    /// Adds how the press ended, if it is not clear without.
+    /// Adds how the press ended, if that is not part of the error yet.
     pub(super) fn with_status(self, status: Option<ExitStatus>) -> Self {
         match (self, status) {
             (Self::Ended { stage, how }, Some(status)) => Self::Ended { stage, how: format!("{how} ({status})") },
@@ -100,36 +100,36 @@ fn named(templates: &[String]) -> String {
     if quoted.is_empty() { "no template".to_owned() } else { quoted.join(" and ") }
 }
 
-/// What the press is asked for.
+/// What the function asks the press for.
 pub(super) enum Command {
     Fork { run: u64, sample: Option<usize>, pipes: [OwnedFd; 3], state: watch::Sender<RunState> },
     Kill { run: u64 },
 }
 
-/// A press that has been started. Dropping it ends it and its runs.
+/// A press that has been started. Dropping this ends the press and its runs.
 pub(super) struct PressProcess {
     process: Child,
     is_reaped: bool,
-    /// Its process group, and that of its runs.
+    /// The process group of the press and its runs.
     group: Pid,
-    /// Until the press is warm.
+    /// The control socket and the queue of commands, until the press is warm.
     starting: Option<(FunctionEnd, mpsc::UnboundedReceiver<Command>)>,
     commands: mpsc::UnboundedSender<Command>,
-    /// Once the press is warm: what it is asked for and what it tells.
+    /// The task that sends commands and receives events, once the press is warm.
     control: Option<JoinHandle<()>>,
     log: JoinHandle<()>,
 }
 
 impl PressProcess {
-    /// Starts a press, which begins to get warm. It and its runs die with the thread that this is
-    /// called on, which has to be the function's main thread.
+    /// Starts a press, which begins to become warm. It and its runs die with the thread that this is called on,
+    /// which has to be the function's main thread.
     pub fn spawn(settings: &PressSettings) -> Result<Self, StartError> {
         Self::try_spawn(settings).map_err(|error| StartError::Spawn { program: settings.program.clone(), error })
     }
 
     fn try_spawn(settings: &PressSettings) -> io::Result<Self> {
         let (function_end, press_end) = control_socket::pair()?;
-        // Not tokio's, which asks for a pidfd: a filter around the function may kill for that.
+        // Not tokio's `Command`, which asks for a pidfd: a filter around the function may kill it for that.
         let mut process = process::Command::new(&settings.program)
             .arg(PRESS_ROLE)
             .arg(&settings.templates_dir)
@@ -273,7 +273,7 @@ impl Drop for PressProcess {
     }
 }
 
-/// How far a press has come that is getting warm.
+/// How far a press has come that is starting.
 struct Progress {
     stage: StartStage,
     /// The templates whose samples are being rendered.
@@ -309,8 +309,8 @@ fn ended(stage: StartStage, how: &str) -> StartError {
     StartError::Ended { stage, how: how.to_owned() }
 }
 
-/// Passes on what the press is asked for, and what it tells. Ends when the press is gone, and with
-/// that everyone who waits for a run of it hears that nothing more will be told.
+/// Sends commands to the press and hands its events to those who wait for its runs. Ends when the press is gone;
+/// by that the latter know that there will be no more events.
 async fn control(socket: FunctionEnd, mut commands: mpsc::UnboundedReceiver<Command>) {
     let runs = Mutex::new(HashMap::new());
     let sending = async {
@@ -323,7 +323,7 @@ async fn control(socket: FunctionEnd, mut commands: mpsc::UnboundedReceiver<Comm
                 Command::Kill { run } if lock(&runs).contains_key(&run) => {
                     socket.send(PressCommand::Kill { run }, &[]).await?;
                 }
-                // It has ended, and the press has told so.
+                // The run has ended, and the press has said so.
                 Command::Kill { .. } => {}
             }
         }
@@ -359,7 +359,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Passes on to the log what a press says of itself.
+/// Logs what a press writes to stderr.
 async fn log_stderr(stderr: pipe::Receiver) {
     let mut lines = BufReader::new(stderr).lines();
     while let Ok(Some(line)) = lines.next_line().await {

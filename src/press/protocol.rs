@@ -25,8 +25,8 @@ use tokio_util::codec::{Decoder, Encoder, LengthDelimitedCodec};
 use super::sandbox::SandboxLevel;
 use crate::os::ProcessEnd;
 use crate::pdf::Level;
-use crate::typeset::TemplateVersion;
-use crate::typeset::diagnostics::{self, Diagnostic};
+use crate::render::TemplateVersion;
+use crate::render::diagnostics::{self, Diagnostic};
 
 /// The largest packet on the control socket.
 pub const MAX_PACKET_BYTES: usize = 64 * 1024;

@@ -1,7 +1,7 @@
-//! One run as the function sees it: its pipes, what it answers, and how it ended.
+//! One run as the function sees it: its pipes, its responses, and how it ended.
 //!
-//! There are two sources of truth. What a run says on its pipes is about its document, and is
-//! bounded; how it ended comes from the press, through [`RunState`].
+//! There are two sources of truth. What a run writes to its pipes is about its document, and is bounded. How it
+//! ended comes from the press, through [`RunState`].
 
 use std::io;
 use std::iter;
@@ -28,23 +28,23 @@ use super::press_process::Command;
 use super::protocol::{self, DocumentHeader, Frame, FrameCodec, FrameKind, Response};
 use crate::os::{EXIT_OUT_OF_MEMORY, ExitStatus, ProcessEnd};
 
-/// How long a run may take to read a part of a document, to begin with a whole one, or to end when it
+/// The longest that a run may take to read a part of a document, to begin with a complete one, or to end after it
 /// has closed its pipe.
 const RESPONSE_GRACE: Duration = Duration::from_secs(2);
 
-/// How long a run may take to end when it is killed: to free 2 GB takes the kernel 200 ms.
+/// The longest that a run may take to end when it is killed: the kernel needs 200 ms to free 2 GB.
 const KILL_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long what a run has written may take to be read when it has ended.
+/// The longest that reading what a run has written may take after it has ended.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// More of what a run writes to stderr is thrown away.
+/// The most bytes that are kept of a run's stderr.
 const MAX_STDERR_BYTES: usize = 4096;
-/// More of that is not told.
+/// The most lines of it that are logged, and the most bytes of a line.
 const MAX_STDERR_LINES: usize = 5;
 const MAX_STDERR_LINE_BYTES: usize = 200;
 
-/// What the press has told of a run. Nothing more comes when the press is gone.
+/// What the press has said about a run. Nothing more comes when the press is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RunState {
     Requested,
@@ -53,27 +53,27 @@ pub(super) enum RunState {
     Ended(ProcessEnd),
 }
 
-/// A document on its way to a run.
+/// A request to a run: a document with its limits.
 #[derive(Clone, Debug)]
 pub struct Request {
     pub header: DocumentHeader,
-    /// Its data, and after these the files that the header lists.
+    /// The document's data, followed by the files that the header lists.
     pub content: Vec<Bytes>,
     /// The most bytes that a PDF and its timings may have in the function's memory.
     pub max_response_bytes: Option<u64>,
 }
 
-/// What a run has answered for a document.
+/// A run's response for a document.
 #[derive(Debug)]
 pub struct RunResponse {
     pub response: Response,
-    /// Empty if it was not rendered.
+    /// The PDF; empty if the document was not rendered.
     pub pdf: Bytes,
-    /// Empty if there are none.
+    /// Typst's timings, gzipped; empty if there are none.
     pub timings: Bytes,
 }
 
-/// Why a run has not answered for a document.
+/// Why there is no response for a document.
 #[derive(Debug)]
 pub enum RunFailure {
     /// The run has ended, by itself or killed by the function.
@@ -83,32 +83,32 @@ pub enum RunFailure {
         has_begun: bool,
         end: RunEnd,
     },
-    /// The press has not been able to fork one: nobody's fault.
+    /// The press could not fork a run, which is not the document's fault.
     NotForked(String),
-    /// The press is gone, and the run with it, or does not answer: nobody's fault.
+    /// The press is gone, and the run with it, or it does not respond. That is not the document's fault.
     PressLost(String),
-    /// One run or press after the other has ended before it had begun with a document. There will be no
-    /// other in this invocation.
+    /// One run or press after the other has ended before it had begun with a document, and no other is started in
+    /// this invocation.
     GivenUp(String),
 }
 
-/// Why a run ended before it had answered.
+/// Why a run ended before it had responded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
     /// The document had begun, and the way its run ended is one that a document can cause.
     Document,
-    /// The document had its time, and the function had the run killed.
+    /// The document had used its time, and the function had the run killed.
     TimeLimit,
     /// The run was refused memory.
     MemoryLimit,
-    /// The PDF is larger than the function has room for, and the run was killed.
+    /// The PDF is larger than the function has memory for, and the function had the run killed.
     PdfTooLarge,
-    /// Ended from outside, before the document had begun, or for saying what makes no sense: the
-    /// document deserves another try.
+    /// The run was ended from outside, or before the document had begun, or because it broke the protocol: the
+    /// document is rendered again.
     External,
 }
 
-/// How a run ended, and what it had written to stderr, shortened.
+/// How a run ended, and the beginning of what it had written to stderr.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunEnd {
     pub process: ProcessEnd,
@@ -116,14 +116,14 @@ pub struct RunEnd {
 }
 
 impl RunEnd {
-    /// The first few lines of what it had written to stderr, shortened.
+    /// The first few lines of the run's stderr, shortened.
     pub fn stderr_lines(&self) -> impl Iterator<Item = &str> {
         let lines = self.stderr.lines().filter(|line| !line.trim().is_empty());
         lines.take(MAX_STDERR_LINES).map(|line| &line[..line.floor_char_boundary(MAX_STDERR_LINE_BYTES)])
     }
 }
 
-/// The function's hold on a run. Dropping it asks for the run to be killed.
+/// The function's handle of a run. Dropping it has the run killed.
 pub(super) struct RunHandle {
     number: u64,
     press: mpsc::UnboundedSender<Command>,
@@ -132,26 +132,26 @@ pub(super) struct RunHandle {
     responses: FramedRead<pipe::Receiver, FrameCodec>,
     stderr: Stderr,
     forked_at: Instant,
-    /// The template whose sample it warms itself with, if any.
+    /// The index of the template whose sample the run warms itself with, if any.
     sample: Option<usize>,
-    /// Until it says that it is warm: a document would have to wait.
+    /// Whether the run has not said yet that it is warm, so that a document would have to wait.
     is_warming: bool,
     progress: RunProgress,
 }
 
-/// What a run has been given.
+/// What a run has done so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum RunProgress {
-    /// Not one byte of a message.
+    /// It has seen no byte of a message.
     Unused,
-    /// A document that it has not answered for.
-    AtWork { is_first: bool },
-    /// It has answered for all of them.
-    AtRest,
+    /// It has a document that it has not responded for.
+    Rendering { is_first: bool },
+    /// It has responded for all its documents.
+    Idle,
 }
 
 impl RunHandle {
-    /// Asks the press for a run. It can be given a document at once.
+    /// Asks the press for a run. A document can be sent to it at once.
     ///
     /// # Errors
     /// When the function can open no more files.
@@ -160,7 +160,7 @@ impl RunHandle {
         let (responses, responses_of_run) = unistd::pipe2(OFlag::O_CLOEXEC)?;
         let (stderr, stderr_of_run) = unistd::pipe2(OFlag::O_CLOEXEC)?;
         let (state_sender, state) = watch::channel(RunState::Requested);
-        // Our ends do not block, the run's do: what it writes to stderr must not be an error.
+        // The function's ends do not block. The run's do, or writing to a full stderr would be an error there.
         let (requests, responses) = (pipe::Sender::from_owned_fd(requests)?, pipe::Receiver::from_owned_fd(responses)?);
         let stderr = Stderr::read(pipe::Receiver::from_owned_fd(stderr)?);
         let pipes = [requests_of_run, responses_of_run, stderr_of_run];
@@ -184,17 +184,17 @@ impl RunHandle {
         self.progress != RunProgress::Unused
     }
 
-    /// Whether it has answered for no document yet.
+    /// Whether it has not responded for any document yet.
     pub fn is_fresh(&self) -> bool {
-        matches!(self.progress, RunProgress::Unused | RunProgress::AtWork { is_first: true })
+        matches!(self.progress, RunProgress::Unused | RunProgress::Rendering { is_first: true })
     }
 
-    /// Whether it waits for another document after one that it has answered for.
-    pub fn is_at_rest(&self) -> bool {
-        self.progress == RunProgress::AtRest
+    /// Whether it waits for another document after one that it has responded for.
+    pub fn is_idle(&self) -> bool {
+        self.progress == RunProgress::Idle
     }
 
-    /// The template whose sample it warms itself with, if any.
+    /// The index of the template whose sample it warms itself with, if any.
     pub fn sample(&self) -> Option<usize> {
         self.sample
     }
@@ -206,25 +206,24 @@ impl RunHandle {
         }
     }
 
-    /// Whether it is there, or on its way, as far as the press has told.
+    /// Whether it has been asked for and has not ended, as far as the press has said.
     pub fn is_alive(&self) -> bool {
         let is_told = matches!(*self.state.borrow(), RunState::Requested | RunState::Forked { .. });
         is_told && self.state.has_changed().is_ok()
     }
 
-    /// How long ago it was asked for, if it has still to warm itself.
+    /// The time since it was asked for, if it is not warm yet.
     pub fn warming_for(&self) -> Option<Duration> {
         self.is_warming.then(|| self.forked_at.elapsed())
     }
 
-    /// Waits until it has rendered a sample in its sandbox, if it is the first of its press. `false`
-    /// when it has ended or says something else.
+    /// Waits until it has rendered a sample in its sandbox, as the first run of a press does. Returns `false` if it
+    /// has ended or says something else.
     pub async fn is_sandboxed(&mut self) -> bool {
         matches!(self.responses.next().await, Some(Ok(frame)) if frame.kind == FrameKind::Sandboxed)
     }
 
-    /// Waits until it is warm, and tells how long that took it. `None` when it has ended or says
-    /// something else.
+    /// Waits until it is warm, and returns how long that took it, or `None` if it has ended or says something else.
     pub async fn warmed(&mut self) -> Option<Duration> {
         loop {
             let frame = self.responses.next().await?.ok()?;
@@ -240,25 +239,25 @@ impl RunHandle {
         }
     }
 
-    /// Whether it has said something that the function has not read.
-    pub fn has_something_to_say(&self) -> bool {
+    /// Whether it has written something that the function has not read.
+    pub fn has_unread_output(&self) -> bool {
         let mut pipe = [PollFd::new(self.responses.get_ref().as_fd(), PollFlags::POLLIN)];
         !self.responses.read_buffer().is_empty() || poll(&mut pipe, PollTimeout::ZERO) != Ok(0)
     }
 
-    /// Waits until the press has forked it, or has told that it cannot. `false` when it does not tell.
+    /// Waits until the press has forked it or has said that it cannot. Returns `false` if it says neither.
     pub async fn is_forked(&mut self) -> bool {
         let is_told = |state: &RunState| *state != RunState::Requested;
         timeout(KILL_TIMEOUT, self.state.wait_for(is_told)).await.is_ok_and(|told| told.is_ok())
     }
 
-    /// Has the run killed, if it has not ended by itself. Returns at once.
+    /// Has the press kill it, if it has not ended by itself. Returns at once.
     pub fn kill(&self) {
         // If the press is gone its runs are too.
         let _ = self.press.send(Command::Kill { run: self.number });
     }
 
-    /// The press that this is a run of.
+    /// The commands of the press that this is a run of.
     pub fn press(&self) -> &mpsc::UnboundedSender<Command> {
         &self.press
     }
@@ -266,40 +265,40 @@ impl RunHandle {
     /// Waits until the run, which has been killed, has ended and been reaped.
     ///
     /// # Errors
-    /// When it has not been forked, or there is no press any more to tell, or that does not tell.
+    /// When it was not forked, the press is gone, or the press does not say that it has ended.
     pub async fn ended(&mut self) -> Result<RunEnd, RunFailure> {
         let process = ended_in_time(&mut self.state).await?;
         Ok(RunEnd { process, stderr: self.stderr.take().await })
     }
 
-    /// Has a document rendered, with more threads as `threads` allows them, and waits for the
-    /// response or the end of the run. A run that does not do as it should is killed.
+    /// Has a document rendered, with more threads as `threads` allows them, and waits for the response or the end of
+    /// the run. A run that breaks the protocol is killed.
     ///
     /// # Errors
-    /// When the run has ended without an answer. Then the document has to find another one.
+    /// When the run has ended without a response. The document then needs another run.
     pub async fn render(
         &mut self,
         request: &Request,
         threads: &mut watch::Receiver<usize>,
     ) -> Result<RunResponse, RunFailure> {
         let was_fresh = self.is_fresh();
-        self.progress = RunProgress::AtWork { is_first: was_fresh };
+        self.progress = RunProgress::Rendering { is_first: was_fresh };
         let mut reception = Reception::new(request.max_response_bytes);
         let stop = tokio::select! {
             stop = exchange(&mut self.requests, &mut self.responses, request, threads, &mut reception) => stop,
             _ = ended(&mut self.state) => Stop::RunEnded,
         };
         if let Some(response) = reception.response.take() {
-            self.progress = RunProgress::AtRest;
+            self.progress = RunProgress::Idle;
             return Ok(reception.into_response(response));
         }
         if matches!(stop, Stop::PipeClosed) {
-            // Most likely it is ending by itself, in a way of its own that is not to be covered up.
+            // Most likely it is ending by itself, and how is to be known.
             let _ = timeout(RESPONSE_GRACE, ended(&mut self.state)).await;
         }
         self.kill();
         let process = ended_in_time(&mut self.state).await?;
-        // A complete response that death follows is a response.
+        // A complete response counts, even if the run has died after it.
         self.drain(&mut reception).await;
         if let Some(response) = reception.response.take() {
             return Ok(reception.into_response(response));
@@ -331,20 +330,22 @@ impl Drop for RunHandle {
 /// Why the exchange with a run is over.
 enum Stop {
     /// There is a response.
-    Answered,
-    /// The run is gone, as the press tells.
+    Responded,
+    /// The run is gone, as the press says.
     RunEnded,
     /// The run has closed a pipe.
     PipeClosed,
-    Nonsense,
+    /// The run has broken the protocol.
+    ProtocolError,
     /// The run has not begun with the document in the time it has for that.
     NotBegun,
-    /// The document has used all the time it was given.
-    TimeIsOver,
+    /// The document has used all its time.
+    TimedOut,
+    /// The PDF is larger than the function has memory for.
     TooLarge,
 }
 
-/// What has come from a run of its response.
+/// The part of a response that has been received.
 struct Reception {
     max_bytes: Option<u64>,
     has_begun: bool,
@@ -370,15 +371,15 @@ impl Reception {
                 part.extend_from_slice(&frame.payload);
             }
             FrameKind::Response if self.has_begun => {
-                self.response = Some(frame.parse().map_err(|_| Stop::Nonsense)?);
+                self.response = Some(frame.parse().map_err(|_| Stop::ProtocolError)?);
             }
-            _ => return Err(Stop::Nonsense),
+            _ => return Err(Stop::ProtocolError),
         }
         Ok(())
     }
 
     fn too_late(&self) -> Stop {
-        if self.has_begun { Stop::TimeIsOver } else { Stop::NotBegun }
+        if self.has_begun { Stop::TimedOut } else { Stop::NotBegun }
     }
 
     fn into_response(self, response: Response) -> RunResponse {
@@ -386,7 +387,7 @@ impl Reception {
     }
 }
 
-/// Sends a document and takes what comes back, for as long as the document has.
+/// Sends a document and receives the response, until the document's time is over.
 async fn exchange(
     requests: &mut FramedWrite<pipe::Sender, FrameCodec>,
     responses: &mut FramedRead<pipe::Receiver, FrameCodec>,
@@ -407,7 +408,7 @@ async fn exchange(
             Ok(()) = threads.changed() => {
                 let allowed = *threads.borrow_and_update();
                 match timeout_at(give_up_at, requests.send(Frame::json(FrameKind::Threads, &allowed))).await {
-                    // It may have answered and ended meanwhile, which its other pipe tells.
+                    // On an error the run may have responded and ended meanwhile: its other pipe tells.
                     Ok(_) => continue,
                     Err(_) => return reception.too_late(),
                 }
@@ -416,7 +417,7 @@ async fn exchange(
         };
         let frame = match frame {
             Some(Ok(frame)) => frame,
-            Some(Err(error)) if error.kind() == io::ErrorKind::InvalidData => return Stop::Nonsense,
+            Some(Err(error)) if error.kind() == io::ErrorKind::InvalidData => return Stop::ProtocolError,
             Some(Err(_)) | None => return Stop::PipeClosed,
         };
         let had_begun = reception.has_begun;
@@ -424,7 +425,7 @@ async fn exchange(
             return stop;
         }
         if reception.response.is_some() {
-            return Stop::Answered;
+            return Stop::Responded;
         }
         if !had_begun && reception.has_begun {
             give_up_at = Instant::now() + time_limit;
@@ -432,7 +433,7 @@ async fn exchange(
     }
 }
 
-/// Sends a document, each part of it in the time that a run has to take one.
+/// Sends a document, each part of it within the time that a run has to read one.
 async fn send_request(requests: &mut FramedWrite<pipe::Sender, FrameCodec>, request: &Request) -> io::Result<()> {
     let header = Frame::json(FrameKind::Document, &request.header);
     let chunks = request.content.iter().flat_map(|part| protocol::chunks(FrameKind::Data, part));
@@ -442,7 +443,7 @@ async fn send_request(requests: &mut FramedWrite<pipe::Sender, FrameCodec>, requ
     Ok(())
 }
 
-/// Waits for what the press tells of a run's end.
+/// Waits until the press says how a run has ended.
 async fn ended(state: &mut watch::Receiver<RunState>) -> Result<ProcessEnd, RunFailure> {
     loop {
         match *state.borrow_and_update() {
@@ -459,7 +460,7 @@ async fn ended(state: &mut watch::Receiver<RunState>) -> Result<ProcessEnd, RunF
     }
 }
 
-/// The same for a run that has been killed. A press that does not tell of it hangs.
+/// Waits until the press says how a run has ended that has been killed. A press that does not say so hangs.
 async fn ended_in_time(state: &mut watch::Receiver<RunState>) -> Result<ProcessEnd, RunFailure> {
     timeout(KILL_TIMEOUT, ended(state)).await.unwrap_or_else(|_| {
         let seconds = KILL_TIMEOUT.as_secs();
@@ -467,19 +468,19 @@ async fn ended_in_time(state: &mut watch::Receiver<RunState>) -> Result<ProcessE
     })
 }
 
-/// Whom to blame. A document is blamed only for what a document can do, and for a crash only in a
-/// run that it had to itself: Typst counts some things over all documents of a process.
+/// Judges why a run ended. A document is blamed only for what a document can do, and for a crash only in a run that
+/// had rendered no other: Typst counts some things over all documents of a process.
 fn cause(stop: &Stop, has_begun: bool, was_fresh: bool, end: &RunEnd) -> Cause {
     if !has_begun {
         return Cause::External;
     }
     match (stop, end.process.status) {
         (Stop::NotBegun, _) => Cause::External,
-        (Stop::TimeIsOver, _) => Cause::TimeLimit,
+        (Stop::TimedOut, _) => Cause::TimeLimit,
         (Stop::TooLarge, _) => Cause::PdfTooLarge,
         (_, ExitStatus::Exited(EXIT_OUT_OF_MEMORY)) => Cause::MemoryLimit,
         (_, status) => match status.signal() {
-            // What Rust says when a new thread has no room for its signal stack.
+            // The message of Rust's standard library when a new thread has no room for its signal stack.
             Some(Signal::SIGABRT) if end.stderr.contains("failed to allocate an alternative stack") => {
                 Cause::MemoryLimit
             }
@@ -491,9 +492,9 @@ fn cause(stop: &Stop, has_begun: bool, was_fresh: bool, end: &RunEnd) -> Cause {
     }
 }
 
-/// What a run writes to stderr. It is read all the time, so that the run never waits for that.
+/// Reads a run's stderr all the time, so that the run never blocks on it.
 struct Stderr {
-    /// The first of it.
+    /// The first bytes of it.
     kept: Arc<Mutex<Vec<u8>>>,
     reading: JoinHandle<()>,
 }
@@ -515,10 +516,10 @@ impl Stderr {
         Self { kept, reading }
     }
 
-    /// What there was of it, when the run has ended.
+    /// Returns what the run has written, when it has ended.
     async fn take(&mut self) -> String {
         if !self.reading.is_finished() && timeout(DRAIN_TIMEOUT, &mut self.reading).await.is_err() {
-            // Somebody else has the pipe, too, and is not waited for.
+            // Another process has the pipe open, too, and is not waited for.
             self.reading.abort();
         }
         let kept = mem::take(&mut *self.kept.lock().unwrap_or_else(PoisonError::into_inner));

@@ -15,24 +15,24 @@ use super::protocol::StartStage;
 use super::run_handle::{Cause, RunEnd, RunFailure, RunHandle};
 use super::sandbox::SandboxLevel;
 use super::worker::Worker;
-use crate::census::{Growth, Holdings};
-use crate::typeset::TemplateVersions;
+use crate::census::{Leak, ProcessSnapshot};
+use crate::render::TemplateVersions;
 
-/// How long all runs together may take to end when the deadline is not known.
+/// The longest that all runs together may take to end, when the deadline is not known.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How often a press is started again, and a run forked for each worker, with none of them getting
-/// to a document. Then the invocation's documents fail for now.
+/// The most presses that are started again, and runs that are forked for each worker, without any of them
+/// beginning with a document. After these the invocation's documents fail transiently.
 const MAX_FAILURES: usize = 3;
 
-/// What function and workers share of the press. It stays when the press is replaced.
+/// Keeps one press running for a function and its workers: it stays when the press is replaced.
 pub struct Supervisor {
     settings: RefCell<PressSettings>,
     workers: usize,
     press: Mutex<Option<PressProcess>>,
-    /// Of the press that runs, once it is warm.
+    /// The press that runs, once it is warm.
     running: RefCell<Option<Running>>,
-    /// By index, as the press counts them.
+    /// The templates' names in the press's order: their index stands for them.
     templates: RefCell<Vec<String>>,
     last_run: Cell<u64>,
     /// How long runs take to warm themselves, by template.
@@ -50,11 +50,11 @@ struct Running {
 /// What a press and a run held when they had just become warm.
 #[derive(Clone, Default)]
 struct Warm {
-    press: Holdings,
-    run: Holdings,
+    press: ProcessSnapshot,
+    run: ProcessSnapshot,
 }
 
-/// Presses started and runs ended since a document was last begun with.
+/// The presses that were started and the runs that ended since a document was last begun.
 #[derive(Default)]
 struct FailureStreak {
     presses: usize,
@@ -62,14 +62,14 @@ struct FailureStreak {
     reason: String,
 }
 
-/// What has happened to presses and runs since it was asked last.
+/// What has happened to presses and runs since the statistics were last taken.
 #[derive(Debug, Default)]
 pub struct PressStats {
-    /// The runs that have ended after they had seen a message.
+    /// The runs that have ended and had seen a message.
     pub ended_runs: Vec<EndedRun>,
     pub replaced_presses: usize,
     /// What runs held more of between two documents than when they were fresh.
-    pub growth_of_runs: Vec<Growth>,
+    pub leaks_of_runs: Vec<Leak>,
 }
 
 /// A run that has ended.
@@ -77,16 +77,16 @@ pub struct PressStats {
 pub struct EndedRun {
     /// The number of its worker.
     pub worker: usize,
-    /// Why it had not answered for its document. `None` when it had.
+    /// Why it had not responded for its document. `None` if it had.
     pub cause: Option<Cause>,
-    /// The largest resident set, what it shares with its press included.
+    /// The largest resident set in bytes, including what the run shares with its press.
     pub peak_memory_bytes: u64,
     pub cpu_time: Duration,
 }
 
 impl Supervisor {
-    /// Starts a press, waits until it is warm, forks a run for each of `workers` and waits until the
-    /// first of them has rendered a sample: a proof that documents can be rendered in its sandbox.
+    /// Starts a press, waits until it is warm, forks a run for each of `workers`, and waits until the first
+    /// of them has rendered a sample, which proves that documents can be rendered in its sandbox.
     ///
     /// Makes this process the one that orphans of a dead press are given to. Has to be called on the
     /// main thread: the press ends with the thread that has started it.
@@ -120,9 +120,9 @@ impl Supervisor {
         }
     }
 
-    /// Decides how to start a press after one has ended in its start: `failures` are the stages in which
-    /// they have at this level. It may have been killed from outside, or for asking for a part of its
-    /// sandbox: but then it ends in the same stage again.
+    /// Decides how to start a press after one has ended while it started. `failures` are the stages in which
+    /// presses have ended at this sandbox level. The press may have been killed from outside, or for asking
+    /// for a part of its sandbox; in the second case it ends in the same stage again.
     fn decide_on_another_start(&self, error: StartError, failures: &mut Vec<StartStage>) -> Result<(), StartError> {
         let StartError::Ended { stage, .. } = error else { return Err(error) };
         let level = self.sandbox_level();
@@ -152,7 +152,7 @@ impl Supervisor {
         others.iter_mut().for_each(Worker::fork_ahead);
         let milliseconds = [press_warm_after, began.elapsed()].map(|time| time.as_millis());
         tracing::debug!(press = milliseconds[0], first_run = milliseconds[1], "warm after so many ms");
-        let mut holdings = first.run_id().map(Holdings::of).unwrap_or_default();
+        let mut holdings = first.run_id().map(ProcessSnapshot::of).unwrap_or_default();
         // It may be rendering its sample again, on threads that end.
         holdings.threads = [("run".to_owned(), 1)].into();
         self.warm.borrow_mut().run = holdings;
@@ -179,7 +179,7 @@ impl Supervisor {
         self.settings.borrow_mut().sandbox_level = level.min(settings.sandbox_level);
         *self.running.borrow_mut() = Some(Running { pid, commands });
         *self.templates.borrow_mut() = templates.keys().cloned().collect();
-        let mut holdings = Holdings::of(pid);
+        let mut holdings = ProcessSnapshot::of(pid);
         holdings.children = [("run".to_owned(), self.workers)].into();
         self.warm.borrow_mut().press = holdings;
         Ok(templates)
@@ -199,11 +199,11 @@ impl Supervisor {
 
     /// What the press held when it had just become warm, with a run for each worker.
     #[must_use]
-    pub fn warm_press(&self) -> Holdings {
+    pub fn warm_press(&self) -> ProcessSnapshot {
         self.warm.borrow().press.clone()
     }
 
-    /// What has happened since this was asked last.
+    /// Returns what has happened since this was last called.
     pub fn take_stats(&self) -> PressStats {
         self.stats.take()
     }
@@ -216,9 +216,8 @@ impl Supervisor {
         }
     }
 
-    /// Ends every run that has seen a message, and waits until all are reaped. A document that is
-    /// still under way is given up. Without an answer from the press it is ended with all its runs,
-    /// after half of `time_left` at most.
+    /// Ends every run that has seen a message, even one that is rendering, and waits until all are reaped.
+    /// A press that does not respond within half of `time_left` is killed with all its runs.
     pub async fn end_invocation(&self, workers: &mut [Worker], time_left: Option<Duration>) {
         let time = time_left.map_or(END_TIMEOUT, |left| (left / 2).min(END_TIMEOUT));
         if timeout(time, join_all(workers.iter_mut().map(Worker::end_invocation))).await.is_err() {
@@ -230,7 +229,7 @@ impl Supervisor {
         self.failures.take();
     }
 
-    /// Starts another press in place of this one, and runs of it that warm themselves.
+    /// Replaces the press by another, and forks runs of that which warm themselves.
     pub async fn replace(&self, workers: &mut [Worker]) {
         workers.iter_mut().for_each(Worker::drop_run);
         self.stop_press().await;
@@ -245,7 +244,7 @@ impl Supervisor {
         self.stop_press().await;
     }
 
-    /// Makes sure that there is a press, as far as anyone has noticed.
+    /// Starts a press if the last one is known to have ended.
     pub(super) async fn press(&self) -> Result<(), StartError> {
         let mut slot = self.press.lock().await;
         if slot.as_mut().is_some_and(PressProcess::is_running) {
@@ -268,12 +267,12 @@ impl Supervisor {
         }
         if failures.presses == MAX_FAILURES {
             let reason = &failures.reason;
-            tracing::error!(reason, "presses end before a document begins: after this one documents fail for now");
+            tracing::error!(reason, "presses end before a document begins: after this one documents fail transiently");
         }
         started.map(drop)
     }
 
-    /// Asks the press for a run. `None` if there is no press, or no file to be opened.
+    /// Asks the press for a run. Returns `None` if there is no press or no file can be opened.
     pub(super) fn fork(&self, sample: Option<usize>) -> Option<RunHandle> {
         let commands = self.running.borrow().as_ref()?.commands.clone();
         if commands.is_closed() {
@@ -285,8 +284,8 @@ impl Supervisor {
             .ok()
     }
 
-    /// Ends a press that does not answer, and all its runs: this one, if it is still there, or
-    /// whichever there is.
+    /// Kills a press that does not respond, and all its runs: the one with these `commands` if it is still
+    /// there, or any.
     pub(super) async fn kill_press(&self, commands: Option<&mpsc::UnboundedSender<Command>>) {
         let mut slot = self.press.lock().await;
         let is_meant = |press: &PressProcess| commands.is_none_or(|commands| press.commands().same_channel(commands));
@@ -309,7 +308,7 @@ impl Supervisor {
         }
     }
 
-    /// What an invocation started it ends, even a press that was not warm in time.
+    /// Reaps a press that has ended, or was not warm in time: what an invocation started, it ends.
     async fn reap_press_if_gone(&self) {
         let mut slot = self.press.lock().await;
         if slot.as_mut().is_some_and(|press| !press.is_running()) {
@@ -329,26 +328,26 @@ impl Supervisor {
         self.warm_up_times.borrow_mut().insert(template, took);
     }
 
-    pub(super) fn warm_run(&self) -> Holdings {
+    pub(super) fn warm_run(&self) -> ProcessSnapshot {
         self.warm.borrow().run.clone()
     }
 
-    pub(super) fn run_has_grown(&self, growth: Vec<Growth>) {
-        self.stats.borrow_mut().growth_of_runs.extend(growth);
+    pub(super) fn run_has_leaked(&self, leaks: Vec<Leak>) {
+        self.stats.borrow_mut().leaks_of_runs.extend(leaks);
     }
 
     pub(super) fn run_has_begun(&self) {
         self.failures.take();
     }
 
-    /// Tells of a run that has seen a message.
+    /// Notes that a run has ended that had seen a message.
     pub(super) fn run_has_ended(&self, worker: usize, cause: Option<Cause>, end: &RunEnd) {
         let (peak_memory_bytes, cpu_time) = (end.process.peak_memory_bytes, end.process.cpu_time);
         tracing::debug!(peak_memory_bytes, ?cpu_time, "a run {}", end.process.status);
         self.stats.borrow_mut().ended_runs.push(EndedRun { worker, cause, peak_memory_bytes, cpu_time });
     }
 
-    /// Tells of a run that has not answered.
+    /// Notes that a run has failed to respond.
     pub(super) fn run_has_failed(&self, worker: usize, failure: &RunFailure) {
         if let RunFailure::Ended { cause, end, .. } = failure {
             self.run_has_ended(worker, Some(*cause), end);
@@ -368,10 +367,16 @@ impl Supervisor {
         failures.reason = reason;
         if failures.runs == self.max_failed_runs() {
             let (runs, reason) = (failures.runs, &failures.reason);
-            tracing::error!(runs, reason, "runs end before they begin: the invocation's documents fail for now");
+            tracing::error!(
+                runs,
+                reason,
+                "runs end before they begin with a document: the invocation's documents fail transiently"
+            );
         }
     }
 
+    /// Checks whether runs still begin with documents.
+    ///
     /// # Errors
     /// When one run after the other has ended before it had begun with a document.
     pub(super) fn check_given_up(&self) -> Result<(), RunFailure> {

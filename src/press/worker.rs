@@ -1,4 +1,4 @@
-//! One of the `WORKERS` places for a run. It stays while its runs come and go.
+//! One of the `WORKERS` workers: a place for a run. It stays while its runs come and go.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -10,12 +10,12 @@ use super::press_process::StartError;
 use super::protocol::Response;
 use super::run_handle::{Request, RunFailure, RunHandle, RunResponse};
 use super::supervisor::Supervisor;
-use crate::census::{self, Growth, Holdings};
+use crate::census::{self, Leak, ProcessSnapshot};
 
-/// How long the first run of all may take to render a sample that the press has just rendered.
+/// The longest that the first run may take to render a sample that the press has just rendered.
 const WARM_UP_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A place for a run, which renders one document at a time.
+/// Renders one document at a time, in a run that it has forked and replaced as needed.
 pub struct Worker {
     number: usize,
     supervisor: Rc<Supervisor>,
@@ -29,23 +29,23 @@ impl Worker {
         Self { number, supervisor, run: None, last_template: Some(0) }
     }
 
-    /// From 1.
+    /// The worker's number, from 1 to `WORKERS`.
     #[must_use]
     pub fn number(&self) -> usize {
         self.number
     }
 
-    /// Whether the next document finds a run that has had no other.
+    /// Whether the next document is rendered in a run that has rendered no other.
     #[must_use]
     pub fn is_fresh(&self) -> bool {
         self.run.as_ref().is_none_or(RunHandle::is_fresh)
     }
 
-    /// Has a document rendered, with more threads as `threads` allows them. If there is no run one
-    /// is forked first, and if there is no press one is started.
+    /// Renders a document, with more threads as `threads` allows them. If there is no run one is forked first,
+    /// and if there is no press one is started.
     ///
     /// # Errors
-    /// When the document has found no run, or that has ended without an answer.
+    /// When there is no run, or it has ended without a response.
     pub async fn render(
         &mut self,
         request: &Request,
@@ -57,7 +57,7 @@ impl Worker {
         let rendered = run.render(request, threads).await;
         match &rendered {
             Ok(RunResponse { response: Response::Panicked { .. }, .. }) => {
-                // The run ends after that. The next document is to find another.
+                // The run ends after that, and the next document needs another.
                 self.replace_run(None).await;
             }
             Ok(_) => self.supervisor.run_has_begun(),
@@ -66,25 +66,25 @@ impl Worker {
                 if let (RunFailure::PressLost(_), Some(run)) = (failure, &self.run) {
                     self.supervisor.kill_press(Some(run.press())).await;
                 }
-                // At once, so that the next document finds it.
+                // The next document needs one.
                 self.run = self.supervisor.fork(None);
             }
         }
         rendered
     }
 
-    /// Ends the run if it has seen a message, and waits until it has been reaped. Another is forked
-    /// at the same time, ahead of the next invocation.
+    /// Ends the run if it has seen a message, and waits until it has been reaped. Another is forked at the
+    /// same time, ahead of the next invocation.
     pub async fn end_invocation(&mut self) {
         let is_ahead = |run: &RunHandle| run.is_alive() && !run.has_seen_message() && run.sample().is_some();
         if self.run.as_ref().is_some_and(is_ahead) {
             return self.forked().await;
         }
-        self.check_growth().await;
+        self.check_for_leaks().await;
         self.replace_run(self.last_template).await;
     }
 
-    /// The process id of the run, when the press has told it.
+    /// The process id of the run, once the press has told it.
     #[must_use]
     pub fn run_id(&self) -> Option<u32> {
         self.run.as_ref()?.pid()
@@ -106,8 +106,8 @@ impl Worker {
         }
     }
 
-    /// Forks the first run of a press, and waits until it has rendered a sample in its sandbox. How it
-    /// ended, if it did instead.
+    /// Forks the first run of a press, and waits until it has rendered a sample in its sandbox. If it ends
+    /// instead, the error says how.
     pub(super) async fn prove(&mut self) -> Result<(), String> {
         self.fork_ahead();
         let Some(run) = &mut self.run else { return Err("no run can be forked".to_owned()) };
@@ -131,12 +131,12 @@ impl Worker {
         warmed.is_some()
     }
 
-    /// Lets go of a run whose press is gone.
+    /// Drops a run whose press is gone.
     pub(super) fn drop_run(&mut self) {
         self.run = None;
     }
 
-    /// A run that is there and has nothing left to say, warm if that is worth waiting for.
+    /// Returns a run that a document can be sent to.
     async fn ready_run(&mut self) -> Result<&mut RunHandle, RunFailure> {
         self.supervisor.press().await.map_err(|error| match error {
             StartError::GivenUp(reason) => RunFailure::GivenUp(reason),
@@ -155,24 +155,24 @@ impl Worker {
         let Some(run) = self.run.as_ref().filter(|run| run.is_alive()) else { return false };
         if let Some(warming_for) = run.warming_for() {
             let last_time = run.sample().and_then(|template| self.supervisor.last_warm_up(template));
-            let is_nearly_warm = run.has_something_to_say() || last_time.is_some_and(|time| warming_for >= time / 2);
+            let is_nearly_warm = run.has_unread_output() || last_time.is_some_and(|time| warming_for >= time / 2);
             let max_wait = last_time.map(|time| (time * 3 / 2).saturating_sub(warming_for));
             let max_wait = max_wait.unwrap_or_default().max(Duration::from_millis(1));
             if !is_nearly_warm || timeout(max_wait, self.is_warmed()).await != Ok(true) {
                 return false;
             }
         }
-        // One that says what nobody asked for is not to be trusted.
-        self.run.as_ref().is_some_and(|run| !run.has_something_to_say())
+        // A run that has written what nobody asked for is not to be trusted.
+        self.run.as_ref().is_some_and(|run| !run.has_unread_output())
     }
 
-    /// Kills the run and has another one forked meanwhile. If it has seen a message, waits for its end
-    /// and tells of it.
+    /// Kills the run, and forks another meanwhile. If the run has seen a message, waits until it has ended and
+    /// notes that.
     async fn replace_run(&mut self, sample: Option<usize>) {
         if let Some(run) = &self.run {
             run.kill();
         }
-        // It will not have seen a message, so it may live on if this is given up.
+        // It has seen no message, so it may live on if this future is dropped.
         let next = self.supervisor.fork(sample);
         if let Some(run) = self.run.as_mut().filter(|run| run.has_seen_message()) {
             match run.ended().await {
@@ -184,14 +184,13 @@ impl Worker {
         self.run = next;
     }
 
-    /// Looks whether the run, which has answered for all its documents, holds more than when it was
-    /// fresh.
-    async fn check_growth(&self) {
-        let Some(pid) = self.run.as_ref().filter(|run| run.is_at_rest()).and_then(RunHandle::pid) else { return };
+    /// Compares what the run holds, which has responded for all its documents, with what a fresh one holds.
+    async fn check_for_leaks(&self) {
+        let Some(pid) = self.run.as_ref().filter(|run| run.is_idle()).and_then(RunHandle::pid) else { return };
         let process = format!("run {}", self.number);
         let warm = self.supervisor.warm_run();
-        let look = || Holdings::of(pid).growth_since(&warm, &process);
-        let growth: Vec<Growth> = census::look_patiently(look, Vec::is_empty).await;
-        self.supervisor.run_has_grown(growth);
+        let look = || ProcessSnapshot::of(pid).leaks_since(&warm, &process);
+        let leaks: Vec<Leak> = census::poll_until(look, Vec::is_empty).await;
+        self.supervisor.run_has_leaked(leaks);
     }
 }

@@ -27,7 +27,7 @@ use super::protocol::{PressCommand, PressEvent, StartStage};
 use super::run;
 use super::sandbox::{self, Preparation, SandboxLevel};
 use crate::os::{self, ForkError, ThreadCount};
-use crate::typeset::{SetError, TemplateVersion, Typesetter, pool};
+use crate::render::{RenderError, Renderer, TemplateVersion, pool};
 
 /// Is a press until the function, whose process id is `function`, closes its end of the control
 /// socket, which is stdin.
@@ -43,7 +43,7 @@ pub fn main(templates_dir: &Path, cores: usize, level: SandboxLevel, function: u
 }
 
 struct Zygote {
-    typesetter: Typesetter,
+    renderer: Renderer,
     /// The templates, by the index that a sample is asked for with.
     templates: Vec<String>,
     cores: usize,
@@ -76,8 +76,8 @@ impl Zygote {
         control.send(&PressEvent::Starting { stage: StartStage::Sandbox })?;
         let preparation = Preparation::for_level(level)?;
         control.send(&PressEvent::Starting { stage: StartStage::Loading })?;
-        let typesetter = match warm_typesetter(templates_dir, cores, &control) {
-            Ok(typesetter) => typesetter,
+        let renderer = match warm_renderer(templates_dir, cores, &control) {
+            Ok(renderer) => renderer,
             Err(reason) => return control.send(&PressEvent::broken(reason)).map(|()| None),
         };
         control.send(&PressEvent::Starting { stage: StartStage::Sandbox })?;
@@ -88,12 +88,12 @@ impl Zygote {
         let child_signals = SignalFd::with_flags(&child_signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
         let level = sandbox::restrict_press(preparation)?;
         let versions: Vec<(String, TemplateVersion)> =
-            typesetter.templates().map(|(name, version)| (name.to_owned(), version)).collect();
+            renderer.templates().map(|(name, version)| (name.to_owned(), version)).collect();
         for (name, version) in versions.iter().cloned() {
             control.send(&PressEvent::Ready { count: versions.len(), name, version, level })?;
         }
         Ok(Some(Self {
-            typesetter,
+            renderer,
             templates: versions.into_iter().map(|(name, _)| name).collect(),
             cores,
             level,
@@ -198,7 +198,7 @@ impl Zygote {
             os::exit_now(1);
         }
         let sample = sample.and_then(|index| self.templates.get(index)).map(String::as_str);
-        run::main(&self.typesetter, self.cores, self.level, sample, !self.has_forked)
+        run::main(&self.renderer, self.cores, self.level, sample, !self.has_forked)
     }
 }
 
@@ -245,14 +245,14 @@ fn close_if_open(file: RawFd) {
 
 /// Loads everything and renders each template's sample, side by side on `cores` threads that are
 /// joined. Says which one begins and ends, since one that never ends would not tell by itself.
-fn warm_typesetter(templates_dir: &Path, cores: usize, control: &PressEnd) -> Result<Typesetter, String> {
-    let typesetter = Typesetter::load(templates_dir).map_err(|error| error.to_string())?;
-    let templates: Vec<String> = typesetter.templates().map(|(name, _)| name.to_owned()).collect();
+fn warm_renderer(templates_dir: &Path, cores: usize, control: &PressEnd) -> Result<Renderer, String> {
+    let renderer = Renderer::load(templates_dir).map_err(|error| error.to_string())?;
+    let templates: Vec<String> = renderer.templates().map(|(name, _)| name.to_owned()).collect();
     let next = AtomicUsize::new(0);
     let problems = Mutex::new(BTreeMap::new());
     let render_samples = || {
         while let Some(template) = templates.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if let Err(problem) = render_sample(&typesetter, template, control) {
+            if let Err(problem) = render_sample(&renderer, template, control) {
                 problems.lock().expect("nothing panics with it").insert(template, problem);
             }
         }
@@ -266,18 +266,18 @@ fn warm_typesetter(templates_dir: &Path, cores: usize, control: &PressEnd) -> Re
         }
     });
     let problems: Vec<String> = problems.into_inner().expect("nothing panics with it").into_values().collect();
-    if problems.is_empty() { Ok(typesetter) } else { Err(problems.join("\n")) }
+    if problems.is_empty() { Ok(renderer) } else { Err(problems.join("\n")) }
 }
 
-fn render_sample(typesetter: &Typesetter, template: &str, control: &PressEnd) -> Result<(), String> {
+fn render_sample(renderer: &Renderer, template: &str, control: &PressEnd) -> Result<(), String> {
     let tell = |event| control.send(&event).map_err(|error| error.to_string());
     tell(PressEvent::SampleBegun { template: template.to_owned() })?;
-    let sample = typesetter.sample(template).expect("every template has a sample");
+    let sample = renderer.sample(template).expect("every template has a sample");
     // One thread, since others render other samples.
-    let rendered = pool::on_fixed_pool(1, || typesetter.set(sample))
+    let result = pool::on_fixed_pool(1, || renderer.render(sample))
         .map_err(|error| format!("no thread can be started: {error}"))?;
     tell(PressEvent::SampleEnded { template: template.to_owned() })?;
-    let Err(SetError::Data(diagnostics) | SetError::Typst(diagnostics)) = rendered else { return Ok(()) };
+    let Err(RenderError::Data(diagnostics) | RenderError::Typst(diagnostics)) = result else { return Ok(()) };
     let texts: Vec<String> = diagnostics.into_iter().map(|diagnostic| diagnostic.text).collect();
     Err(format!("template {template}: its sample.json cannot be rendered\n{}", texts.join("\n")))
 }

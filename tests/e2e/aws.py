@@ -58,7 +58,7 @@ def wait_for(endpoint: str, process: subprocess.Popen | None = None) -> None:
             return False
         return True
 
-    census.until("moto's server answers", answers, patience=60)
+    census.until("moto's server answers", answers, timeout_seconds=60)
 
 
 @contextmanager

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-PATIENCE_SECONDS = 10
+TIMEOUT_SECONDS = 10
 
 
-def until(what: str, condition: Callable[[], object], patience: float = PATIENCE_SECONDS) -> object:
+def until(what: str, condition: Callable[[], object], timeout_seconds: float = TIMEOUT_SECONDS) -> object:
     """Waits until a condition holds, and returns what it says."""
-    give_up = time.monotonic() + patience
+    give_up = time.monotonic() + timeout_seconds
     while not (held := condition()):
         assert time.monotonic() < give_up, f"waited in vain until {what}"
         time.sleep(0.001)
@@ -176,7 +176,7 @@ def at_rest(taken: Census, workers: int) -> Census | None:
 
 def expect_same(before: Census, function: int, s3_port: int, when: str) -> Census:
     """Waits until everything is as before, for as long as forking and warming the next runs may take."""
-    give_up = time.monotonic() + PATIENCE_SECONDS
+    give_up = time.monotonic() + TIMEOUT_SECONDS
     while (after := take_census(function, s3_port)) != before:
         assert time.monotonic() < give_up, f"{when}: {differences(before, after)}"
         time.sleep(0.001)

@@ -36,7 +36,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Datum:
-    """What somebody has told of a metric at a moment, in seconds since 1970."""
+    """What somebody has emitted of a metric at a moment, in seconds since 1970."""
 
     metric: Metric
     at: float
@@ -59,19 +59,19 @@ def data(lines: Iterable[dict]) -> list[Datum]:
     """What CloudWatch takes out of such lines."""
     return [
         Datum(
-            Metric(directive["Namespace"], told["Name"], frozenset((name, line[name]) for name in dimensions)),
+            Metric(directive["Namespace"], emitted["Name"], frozenset((name, line[name]) for name in dimensions)),
             line["_aws"]["Timestamp"] / 1000,
-            values(line[told["Name"]]),
+            values(line[emitted["Name"]]),
         )
         for line in lines
         for directive in line["_aws"]["CloudWatchMetrics"]
         for dimensions in directive["Dimensions"]
-        for told in directive["Metrics"]
+        for emitted in directive["Metrics"]
     ]
 
 
-def values(told: object) -> tuple[float, ...]:
-    return tuple(told) if isinstance(told, list) else (told,)
+def values(emitted: object) -> tuple[float, ...]:
+    return tuple(emitted) if isinstance(emitted, list) else (emitted,)
 
 
 STATISTICS = {"Sum": sum, "Maximum": max}
@@ -117,28 +117,28 @@ class Alarm:
         (period,) = {query["MetricStat"]["Period"] for query in self.properties["Metrics"] if "MetricStat" in query}
         return period
 
-    def goes_off(self, told: Iterable[Datum], at: float) -> bool:
+    def goes_off(self, emitted: Iterable[Datum], at: float) -> bool:
         """Whether it is in alarm at a moment, when the period that this is in has passed."""
         assert self.properties["ComparisonOperator"] == "GreaterThanThreshold"
         assert self.properties["TreatMissingData"] == "notBreaching"
-        told = list(told)
+        emitted = list(emitted)
         periods = self.properties["EvaluationPeriods"]
         last = int(at // self.period)
-        found = [self.value(told, period) for period in range(last - periods + 1, last + 1)]
+        found = [self.value(emitted, period) for period in range(last - periods + 1, last + 1)]
         breaching = sum(value is not None and value > self.properties["Threshold"] for value in found)
         return breaching >= self.properties.get("DatapointsToAlarm", periods)
 
-    def value(self, told: list[Datum], period: int) -> float | None:
+    def value(self, emitted: list[Datum], period: int) -> float | None:
         """What it compares for a period. In a sum, what is missing is 0, as in CloudWatch's metric math."""
         stats = self.stats
         terms = re.fullmatch(r"\w+( \+ \w+)*", self.expression)[0].split(" + ")
         assert sorted(terms) == sorted(stats), "every metric is in the expression"
-        found = [self.statistic(told, *stats[term], period) for term in terms]
+        found = [self.statistic(emitted, *stats[term], period) for term in terms]
         present = [value for value in found if value is not None]
         return sum(present) if present else None
 
-    def statistic(self, told: list[Datum], metric: Metric, statistic: str, period: int) -> float | None:
-        of_period = [item.values for item in told if item.metric == metric and int(item.at // self.period) == period]
+    def statistic(self, emitted: list[Datum], metric: Metric, statistic: str, period: int) -> float | None:
+        of_period = [item.values for item in emitted if item.metric == metric and int(item.at // self.period) == period]
         return STATISTICS[statistic](value for values in of_period for value in values) if of_period else None
 
 

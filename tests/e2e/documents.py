@@ -97,7 +97,7 @@ def ids(records: list[dict]) -> list[str]:
     return [record["messageId"] for record in records]
 
 
-def verdicts(path: Path) -> tuple[list[str], list[str]]:
+def outcomes(path: Path) -> tuple[list[str], list[str]]:
     """The ids of the good and of the bad records of an event in events/."""
     sent = json.loads(path.read_text())["Records"]
     good = 1 if path.name == "partly-bad.json" else len(sent)

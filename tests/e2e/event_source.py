@@ -124,18 +124,18 @@ def new_queue(sqs, name: str, **attributes: str) -> str:
     return sqs.create_queue(QueueName=name, Attributes=fifo | attributes)["QueueUrl"]
 
 
-def queue_with_dead_letters(sqs, name: str, visibility_seconds: int, most_receives: int) -> tuple[str, str]:
+def queue_with_dead_letters(sqs, name: str, visibility_seconds: int, max_receive_count: int) -> tuple[str, str]:
     """The URLs of a new queue and of its dead-letter queue."""
     suffix = ".fifo" if name.endswith(".fifo") else ""
     dead = new_queue(sqs, f"{name.removesuffix(suffix)}-dead{suffix}")
     dead_arn = sqs.get_queue_attributes(QueueUrl=dead, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
-    redrive = f'{{"deadLetterTargetArn": "{dead_arn}", "maxReceiveCount": {most_receives}}}'
+    redrive = f'{{"deadLetterTargetArn": "{dead_arn}", "maxReceiveCount": {max_receive_count}}}'
     return new_queue(sqs, name, VisibilityTimeout=str(visibility_seconds), RedrivePolicy=redrive), dead
 
 
-def drain(source: EventSource, patience_seconds: float) -> None:
+def drain(source: EventSource, timeout_seconds: float) -> None:
     """Polls until the queue is empty, so until what fails has gone to the dead-letter queue."""
-    give_up = time.monotonic() + patience_seconds
+    give_up = time.monotonic() + timeout_seconds
     while source.poll() or count(source.sqs, source.queue_url):
         assert time.monotonic() < give_up, f"{count(source.sqs, source.queue_url)} messages are left"
 

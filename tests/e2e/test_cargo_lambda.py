@@ -14,7 +14,7 @@ import pytest
 import aws
 import census
 from conftest import OUTPUT
-from documents import EVENTS, REPOSITORY, failures, verdicts
+from documents import EVENTS, REPOSITORY, failures, outcomes
 from emulator import CREDENTIALS, expect_gone, free_port, listens
 
 # As docs/testing.md has them.
@@ -91,6 +91,6 @@ def test_invoke_stores_every_good_document(watch: int, s3, target: Path, path: P
         ["bash", "-c", command], cwd=REPOSITORY, env=environment(target), capture_output=True, text=True, check=False
     )
     assert ran.returncode == 0, ran.stderr
-    good, bad = verdicts(path)
+    good, bad = outcomes(path)
     assert failures(json.loads(ran.stdout)) == bad
     assert aws.message_ids(s3, OUTPUT) == sorted(good)

@@ -66,7 +66,6 @@ MOTO_CANNOT = {"aws lambda get-account-settings --query AccountLimit.ConcurrentE
 IN_CI = ".ci/run runs it, before these tests"
 BENCHMARK = "takes long, and needs a machine with nothing else to do"
 PROFILE = "needs perf, and a build of its own"
-SEPARATE = "a program of its own, which no test needs"
 NOT_RUN_HERE = {
     "cargo test": IN_CI,
     "cargo test a_malformed_record_fails_alone": "a part of the one before",
@@ -74,9 +73,10 @@ NOT_RUN_HERE = {
     "cargo build": "tests/e2e/run builds more",
     "cargo fmt --check": IN_CI,
     "cargo clippy --all-targets -- -D warnings": ".ci/run lints while it builds the tests",
-    "typos": SEPARATE,
-    "cargo deny --offline check bans licenses sources": SEPARATE,
-    "cargo deny check advisories": SEPARATE,
+    ".ci/spelling-and-licences": ".ci/run runs it",
+    "cargo deny check advisories": "needs the network",
+    "cargo test --test it snapshots": "a part of cargo test",
+    "UPDATE_EXPECT=1 cargo test --test it snapshots": "writes files of the repository",
     ".ci/run": "runs this",
     "sam build": "test_sam.py runs it",
     "sam deploy --guided": "needs AWS",
@@ -191,7 +191,7 @@ def test_the_message_that_is_sent_becomes_a_pdf(start_function: StartFunction, s
 
 @pytest.mark.skipif(not shutil.which("jq"), reason="the commands want jq")
 def test_a_failed_message_is_mended_and_sent_back(start_function: StartFunction, s3, sqs, moto: str, tmp_path: Path):
-    queue, dead_letters = queue_with_dead_letters(sqs, "mend", visibility_seconds=30, most_receives=3)
+    queue, dead_letters = queue_with_dead_letters(sqs, "mend", visibility_seconds=30, max_receive_count=3)
     send_all(sqs, queue, [{"MessageBody": message("invioce", sample("invoice"))}])
     source = EventSource(sqs, queue, start_function(FAILED_QUEUE_URL=dead_letters).invoke)
     assert source.poll() == 1 and count(sqs, queue) == 0 and count(sqs, dead_letters) == 1

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from documents import REPOSITORY, verdicts
+from documents import REPOSITORY, outcomes
 from kernel import QEMU, Ran, boot, pack
 
 EVENTS = [REPOSITORY / "events/batch.json", REPOSITORY / "events/partly-bad.json"]
@@ -78,7 +78,7 @@ def machine(kernel: Path, archive: Path, landlock: bool, tmp_path_factory: pytes
 
 @pytest.mark.parametrize("path", EVENTS, ids=lambda path: path.name)
 def test_the_local_example_stores_every_good_document(machine: dict[str, Ran], path: Path):
-    good, bad = verdicts(path)
+    good, bad = outcomes(path)
     ran = machine[path.name]
     assert ran.status == (1 if bad else 0), ran.output
     assert len(re.findall(r"^stored .*\.pdf$", ran.output, re.MULTILINE)) == len(good), ran.output

@@ -92,7 +92,7 @@ def test_no_line_has_a_value_of_the_data_in_it(start_function: StartFunction, le
         assert_refused(emulator, json.dumps(other))
     assert_refused(emulator, f'{{"Records": "{MARKER}')
     log = emulator.log.read_text()
-    assert "<value of /secret>" in log, "where it stands is told instead"
+    assert "<value of /secret>" in log, "where it stands is emitted instead"
     assert ("permanent failure" in log) and (A_RUN_HAS_ENDED in log) == (level in ("TRACE", "DEBUG"))
     for secret in (MARKER, str(MARKER_NUMBER)):
         assert [line for line in log.splitlines() if secret in line] == []
@@ -132,10 +132,10 @@ def test_every_line_says_whose_it_is(start_function: StartFunction, level: str):
     ended = [line for line in lines if line["message"].startswith("a run ")]
     assert (A_RUN_HAS_ENDED in {line["message"] for line in ended}) == (level == "DEBUG")
     assert all(line["requestId"] for line in ended)
-    verdicts = {line["messageId"]: line for line in of_records if line["message"] in ("stored", "permanent failure")}
+    outcomes = {line["messageId"]: line for line in of_records if line["message"] in ("stored", "permanent failure")}
     rendered = {"bad", "killing"} | ({"good"} if level == "DEBUG" else set())
-    assert verdicts.keys() == rendered | {"malformed"}, "one line a record"
-    assert all(verdicts[id]["template"] and verdicts[id]["worker"] in WORKER_NUMBERS for id in rendered)
+    assert outcomes.keys() == rendered | {"malformed"}, "one line a record"
+    assert all(outcomes[id]["template"] and outcomes[id]["worker"] in WORKER_NUMBERS for id in rendered)
     said = [line for line in of_records if line["message"].startswith("its run said")]
     assert said and {line["messageId"] for line in said} == {"killing"}
-    assert (verdicts["killing"]["code"], verdicts["malformed"]["level"]) == ("RunKilled", "ERROR")
+    assert (outcomes["killing"]["code"], outcomes["malformed"]["level"]) == ("RunKilled", "ERROR")

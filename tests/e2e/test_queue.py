@@ -71,7 +71,7 @@ def test_every_message_ends_where_it_belongs(start_function: StartFunction, moto
             ids += send_all(sqs, queue, [{"MessageBody": body} for body in sent[start : start + SENT_AT_ONCE]])
             for _ in range(SENT_AT_ONCE // MOST_MESSAGES):
                 source.poll()
-        drain(source, patience_seconds=300)
+        drain(source, timeout_seconds=300)
         emulator.end()
 
     assert source.failed_invocations == 2, "only the function's own death fails a whole batch"

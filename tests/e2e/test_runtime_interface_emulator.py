@@ -22,10 +22,10 @@ from documents import (
     invoice,
     letter,
     message,
+    outcomes,
     record,
     report,
     statement,
-    verdicts,
 )
 from emulator import Emulator, InvocationFailed, expect_gone
 
@@ -42,9 +42,9 @@ ENDLESS = event(*(record(f"endless-{number}", message("endless", {"endless": Tru
 
 
 @pytest.mark.parametrize("path", EVENTS, ids=lambda path: path.name)
-def test_every_event_gets_its_verdicts_and_every_pdf_is_stored(start_function: StartFunction, s3, path: Path):
+def test_every_event_gets_its_outcomes_and_every_pdf_is_stored(start_function: StartFunction, s3, path: Path):
     emulator = start_function()
-    good, bad = verdicts(path)
+    good, bad = outcomes(path)
     assert failures(emulator.invoke(json.loads(path.read_text()))) == bad
     assert aws.message_ids(s3, OUTPUT) == sorted(good)
 

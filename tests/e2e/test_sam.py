@@ -21,7 +21,7 @@ from botocore.config import Config
 import aws
 import census
 import stand_in_image
-from documents import EVENTS, REPOSITORY, TEST_TEMPLATES, event, failures, invoice, message, record, verdicts
+from documents import EVENTS, REPOSITORY, TEST_TEMPLATES, event, failures, invoice, message, outcomes, record
 from emulator import CREDENTIALS, free_port
 from stand_in_image import docker
 
@@ -137,7 +137,7 @@ def test_a_build_has_the_function_and_a_layer_with_the_templates(build: Path):
 @pytest.mark.parametrize("path", EVENTS, ids=lambda path: path.name)
 def test_invoke_stores_every_good_document(build: Path, s3, target: Path, tmp_path: Path, path: Path):
     ran = sam(target, "local", "invoke", "Function", "--event", str(path), *local_options(build, tmp_path))
-    good, bad = verdicts(path)
+    good, bad = outcomes(path)
     assert failures(json.loads(ran.stdout)) == bad
     assert aws.message_ids(s3, BUCKETS["OUTPUT_BUCKET"]) == sorted(good)
 
@@ -176,7 +176,7 @@ def test_a_warm_container_answers_boto3(build: Path, s3, target: Path, tmp_path:
     with start_lambda(target, tmp_path / "sam.log", local_options(build, tmp_path)) as function:
         for path in EVENTS * 2:
             aws.delete_all(s3, BUCKETS["OUTPUT_BUCKET"])
-            good, bad = verdicts(path)
+            good, bad = outcomes(path)
             assert failures(invoke(function, json.loads(path.read_text()))) == bad
             assert aws.message_ids(s3, BUCKETS["OUTPUT_BUCKET"]) == sorted(good)
 

@@ -10,6 +10,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use aws_sdk_s3::config::retry::RetryPartition;
 use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region};
 use bytes::{Bytes, BytesMut};
 use futures_util::TryStreamExt;
@@ -167,6 +168,8 @@ pub fn client_for(endpoint: &str) -> aws_sdk_s3::Client {
         .credentials_provider(Credentials::new(ACCESS_KEY, SECRET_KEY, None, None, "embedded"))
         .endpoint_url(endpoint)
         .force_path_style(true)
+        // Clients in one partition share a budget of retries, which the faults of other tests use up.
+        .retry_partition(RetryPartition::new(endpoint.to_owned()))
         .build();
     aws_sdk_s3::Client::from_conf(config)
 }

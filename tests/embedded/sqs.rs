@@ -7,6 +7,7 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use aws_sdk_sqs::config::retry::RetryPartition;
 use aws_sdk_sqs::config::{BehaviorVersion, Credentials, Region};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -18,7 +19,7 @@ use serde_json::{Value, json};
 use super::faults::Faults;
 use super::server::Server;
 
-const MOST_MESSAGE_BYTES: usize = 1024 * 1024;
+const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
 
 /// A message as it was sent.
 #[derive(Clone, Debug)]
@@ -77,6 +78,8 @@ impl EmbeddedSqs {
             .region(Region::from_static("eu-central-1"))
             .credentials_provider(Credentials::new("key", "secret", None, None, "embedded"))
             .endpoint_url(format!("http://{}", self.server.address))
+            // Clients in one partition share a budget of retries, which the faults of other tests use up.
+            .retry_partition(RetryPartition::new(format!("sqs {}", self.server.address)))
             .build();
         aws_sdk_sqs::Client::from_conf(config)
     }
@@ -160,7 +163,7 @@ fn send_message(store: &Store, queue: &str, input: &Value) -> Result<Value, &'st
     let messages = queues.get_mut(queue).ok_or("AWS.SimpleQueueService.NonExistentQueue")?;
     let is_allowed =
         |c: char| matches!(c, '\t' | '\n' | '\r' | ' '..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'..);
-    let is_too_large = texts().map(String::len).sum::<usize>() + names > MOST_MESSAGE_BYTES;
+    let is_too_large = texts().map(String::len).sum::<usize>() + names > MAX_MESSAGE_BYTES;
     let is_fifo = queue.strip_suffix(".fifo").is_some();
     if texts().any(String::is_empty) || message.attributes.len() > 10 || is_too_large {
         Err("InvalidParameterValue")

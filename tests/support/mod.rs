@@ -3,25 +3,25 @@
 
 #[path = "../embedded/mod.rs"]
 pub mod embedded;
+pub mod emitted;
 pub mod log;
 pub mod processes;
 pub mod proxy;
 pub mod templates;
-pub mod told;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use embedded::s3::EmbeddedS3;
 use embedded::sqs::EmbeddedSqs;
+use emitted::EmittedMetrics;
 use pressrun::aws::Clients;
 use pressrun::config::Config;
 use pressrun::function::deadline::Deadline;
 use pressrun::function::metrics::Metrics;
 use pressrun::function::{Function, Invocation};
 use serde_json::{Value, json};
-use told::Told;
 
 pub const OUTPUT: &str = "output";
 pub const INPUT: &str = "input";
@@ -29,10 +29,17 @@ pub const INPUT: &str = "input";
 /// The queues that a test may name in `FAILED_QUEUE_URL` and `DONE_QUEUE_URL`.
 pub const QUEUES: [&str; 5] = ["documents", "failed", "failed.fifo", "done", "done.fifo"];
 
-/// For tests that reckon with what this process has. Those of one program run side by side.
-pub fn take_turns() -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+/// Tests run side by side, except those that reckon with what this process holds.
+static RUNNING_TESTS: RwLock<()> = RwLock::new(());
+
+/// Held by a test that other tests may run beside.
+pub fn beside_others() -> RwLockReadGuard<'static, ()> {
+    RUNNING_TESTS.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Held by a test that counts this process's threads, children, files or memory, or depends on them.
+pub fn alone() -> RwLockWriteGuard<'static, ()> {
+    RUNNING_TESTS.write().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A function with a real press and runs, over the real SDK and stand-ins for S3 and SQS on loopback.
@@ -50,9 +57,9 @@ pub fn config(workers: usize) -> Config {
         templates_dir: test_templates(),
         workers,
         cores: 2,
-        most_data_bytes: 1024 * 1024,
-        most_render_time: None,
-        trace_slower_than: None,
+        max_data_bytes: 1024 * 1024,
+        max_render_time: None,
+        timings_slower_than: None,
         memory_bytes: None,
         failed_queue_url: None,
         done_queue_url: None,
@@ -94,11 +101,11 @@ impl Stage {
     }
 
     /// And what it tells CloudWatch.
-    pub async fn telling(config: Config) -> (Self, Told) {
-        let told = Told::default();
-        let metrics = Metrics::new(config.function_name.clone(), "INFO", told.clone());
+    pub async fn with_metrics(config: Config) -> (Self, EmittedMetrics) {
+        let emitted = EmittedMetrics::default();
+        let metrics = Metrics::new(config.function_name.clone(), "INFO", emitted.clone());
         let Self { s3, sqs, function } = Self::with(config).await;
-        (Self { s3, sqs, function: function.telling(metrics) }, told)
+        (Self { s3, sqs, function: function.with_metrics(metrics) }, emitted)
     }
 
     /// With so much memory left for runs when function and press have theirs.
@@ -190,8 +197,20 @@ pub fn letter(message_id: &str) -> Value {
     record(message_id, "letter", json!({"to": message_id}))
 }
 
-/// Runs a test on one thread, as the function runs.
+/// Runs a test on one thread, as the function runs, while others run beside it.
 pub fn run<T>(test: impl Future<Output = T>) -> T {
+    let _beside_others = beside_others();
+    block_on(test)
+}
+
+/// Runs a test on one thread while no other test runs.
+pub fn run_alone<T>(test: impl Future<Output = T>) -> T {
+    let _alone = alone();
+    block_on(test)
+}
+
+/// Runs a test on one thread, for a test that holds [`alone`].
+pub fn block_on<T>(test: impl Future<Output = T>) -> T {
     log::collect();
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().thread_keep_alive(Duration::ZERO).build().unwrap();

@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 
 /// What a process holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Holdings {
+pub struct ProcessSnapshot {
     /// The names of its threads, sorted.
     pub threads: Vec<String>,
     pub open_files: usize,
@@ -16,8 +16,8 @@ pub struct Holdings {
 }
 
 /// Counts what a process holds at this moment.
-pub fn holdings(process: u32) -> Holdings {
-    Holdings {
+pub fn holdings(process: u32) -> ProcessSnapshot {
+    ProcessSnapshot {
         threads: threads(process),
         open_files: entries(&format!("/proc/{process}/fd")),
         children: children(process).len(),

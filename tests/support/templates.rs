@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use pressrun::config::Config;
 use pressrun::function::Function;
 use pressrun::function::deadline::Deadline;
-use pressrun::function::records;
-use pressrun::function::verdict::{Failure, Stored, Verdict};
+use pressrun::function::event;
+use pressrun::function::outcome::{Failure, Outcome, Stored};
 use serde_json::{Value, json};
 
 use super::embedded::s3::EmbeddedS3;
@@ -75,29 +75,29 @@ impl Templates {
     }
 
     /// What becomes of a message with these data.
-    pub async fn set(&self, data: Value) -> Verdict {
-        verdict(&mut self.stage().await, record("m-1", "note", data)).await
+    pub async fn set(&self, data: Value) -> Outcome {
+        outcome(&mut self.stage().await, record("m-1", "note", data)).await
     }
 
     pub async fn failure(&self, data: Value) -> Failure {
         match self.set(data).await {
-            Verdict::PermanentFailure(failure) => failure,
+            Outcome::PermanentFailure(failure) => failure,
             other => panic!("{other:?}"),
         }
     }
 
     pub async fn stored(&self, data: Value) -> Stored {
         match self.set(data).await {
-            Verdict::Stored(stored) => stored,
+            Outcome::Stored(stored) => stored,
             other => panic!("{other:?}"),
         }
     }
 }
 
 /// What becomes of a record.
-pub async fn verdict(stage: &mut Stage, record: Value) -> Verdict {
-    let records = records::parse(json!({"Records": [record]})).unwrap();
-    stage.function.set_batch(records, Deadline::NONE).await.remove(0).1
+pub async fn outcome(stage: &mut Stage, record: Value) -> Outcome {
+    let records = event::parse(json!({"Records": [record]})).unwrap();
+    stage.function.process_batch(records, Deadline::NONE).await.remove(0).1
 }
 
 /// Data of the template `note`.

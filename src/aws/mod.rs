@@ -1,0 +1,71 @@
+//! The AWS services that pressrun uses, S3 and SQS: clients, timeouts and errors are alike for both.
+//!
+//! Imports [`crate::config`], [`crate::message`] and [`crate::pdf`].
+
+pub mod s3;
+pub mod sqs;
+
+use std::error::Error;
+use std::time::Duration;
+
+use aws_sdk_s3::config::timeout::TimeoutConfig;
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+
+/// The clients of the AWS services.
+#[derive(Clone, Debug)]
+pub struct Clients {
+    pub s3: aws_sdk_s3::Client,
+    /// `None` if messages come from no queue: then nothing is sent to any.
+    pub sqs: Option<aws_sdk_sqs::Client>,
+}
+
+impl Clients {
+    /// Makes clients from environment and profile, as every AWS tool does. An endpoint other than AWS's
+    /// own gets path-style requests, since it seldom has a host name for every bucket.
+    pub async fn from_env(has_own_s3_endpoint: bool) -> Self {
+        let shared = aws_config::load_defaults(aws_config::BehaviorVersion::latest()).await;
+        let s3 = aws_sdk_s3::config::Builder::from(&shared).force_path_style(has_own_s3_endpoint).build();
+        Self { s3: aws_sdk_s3::Client::from_conf(s3), sqs: Some(aws_sdk_sqs::Client::new(&shared)) }
+    }
+}
+
+/// A client of S3 alone, for messages that come from no queue.
+impl From<aws_sdk_s3::Client> for Clients {
+    fn from(s3: aws_sdk_s3::Client) -> Self {
+        Self { s3, sqs: None }
+    }
+}
+
+/// Limits a single attempt at a request. With only its connect timeout the SDK would wait for ever on a
+/// connection that has gone silent, and never try another.
+pub(crate) fn timeout_config(attempt_timeout: Duration) -> TimeoutConfig {
+    TimeoutConfig::builder().operation_attempt_timeout(attempt_timeout).build()
+}
+
+/// Returns the HTTP status of a response, if there was one.
+pub(crate) fn status<E>(error: &SdkError<E>) -> Option<u16> {
+    error.raw_response().map(|response| response.status().as_u16())
+}
+
+/// Describes in one line what AWS responded, or why it did not.
+pub(crate) fn summarize<E: ProvideErrorMetadata + Error + 'static>(error: &SdkError<E>) -> String {
+    match (error.code(), status(error)) {
+        (Some(code), Some(status)) => {
+            let message = error.message().unwrap_or("no reason given");
+            format!("{status} {code}: {message}")
+        }
+        (None, Some(status)) => status.to_string(),
+        _ => chain(error),
+    }
+}
+
+/// Describes an error and its causes in one line.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,536 @@
+//! The message contract: what the body of an SQS message has to say, and what it may not. A
+//! [`RenderRequest`] exists only if it is valid.
+//!
+//! Imports [`crate::render`] for the versions of templates, and [`crate::json_error`].
+
+use std::collections::{BTreeMap, HashMap};
+
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
+
+use crate::json_error;
+use crate::render::TemplateVersions;
+
+/// S3's limit for a key, in bytes. Source: <https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html>.
+const MAX_KEY_BYTES: usize = 1024;
+/// S3's limit for user-defined metadata, in bytes of names and values together.
+/// Source: <https://docs.aws.amazon.com/AmazonS3/latest/userguide/UsingMetadata.html>.
+const MAX_METADATA_BYTES: usize = 2048;
+/// The usual limit of file systems for a name, in bytes.
+const MAX_FILENAME_BYTES: usize = 255;
+/// The most files that a message may name.
+const MAX_FILES: usize = 16;
+/// The longest name of a message's file, in bytes.
+const MAX_FILE_NAME_BYTES: usize = 64;
+/// Stands for the page count when the size of the metadata is checked, with as many digits as that may
+/// have.
+const PAGES_PLACEHOLDER: &str = "1000000";
+/// The name of the metadata with the level of the e-invoice, if the PDF is one.
+pub const E_INVOICE: &str = "e-invoice";
+/// Stands for the level when the size of the metadata is checked: no level has a longer name.
+const E_INVOICE_PLACEHOLDER: &str = "XRECHNUNG";
+/// What is appended to a PDF's key for the key of its timings. No PDF may have a key that ends so.
+pub const TIMINGS_SUFFIX: &str = ".timings.json.gz";
+/// The class name that the Amazon SQS Extended Client Library writes before a pointer.
+const POINTER_CLASS: &str = "software.amazon.payloadoffloading.PayloadS3Pointer";
+
+/// A document that a valid message asks for.
+///
+/// ```
+/// use pressrun::message::{ParseContext, RenderRequest};
+/// use pressrun::render::{TemplateVersion, TemplateVersions};
+///
+/// let version = TemplateVersion { version: "1.0.0".to_owned(), digest: "5f3a".to_owned() };
+/// let templates = TemplateVersions::from([("letter".to_owned(), version)]);
+/// let context = ParseContext { templates: &templates, output_prefix: "pdf/" };
+///
+/// let message = r#"{"template": "letter", "data": {"to": "Ada"}, "filename": "Ada.pdf"}"#;
+/// let request = RenderRequest::parse(message, "message-1", context)?;
+/// assert_eq!(request.key, "pdf/letter/message-1.pdf");
+///
+/// let error = RenderRequest::parse(r#"{"template": "lettre", "data": {}}"#, "message-2", context).unwrap_err();
+/// assert_eq!(error.to_string(), "there is no template \"lettre\"; there are: letter");
+/// # Ok::<_, pressrun::message::MessageError>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct RenderRequest {
+    pub template: String,
+    /// The JSON of the field `data`, exactly as it came.
+    pub data: Bytes,
+    /// The files that the template finds in its folder `files`: their names, and their keys in the input
+    /// bucket.
+    pub files: BTreeMap<String, String>,
+    /// The S3 key of the PDF, including the prefix.
+    pub key: String,
+    /// The value of `Content-Disposition`, if the message gives a filename.
+    pub content_disposition: Option<String>,
+    pub if_exists: IfExists,
+    /// The object's metadata, the message's and pressrun's own, without the page count and an e-invoice's
+    /// level.
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// What to do when another message has stored an object under the same key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IfExists {
+    #[default]
+    Replace,
+    Fail,
+}
+
+/// The body of an SQS message: the message itself, or a pointer to it.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Body<'a> {
+    Message(&'a str),
+    Pointer(Pointer),
+}
+
+/// Where the Extended Client Library has stored a large message.
+#[derive(Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pointer {
+    #[serde(rename = "s3BucketName")]
+    pub bucket: String,
+    #[serde(rename = "s3Key")]
+    pub key: String,
+}
+
+/// Why a message is refused, for good.
+#[derive(Debug, thiserror::Error)]
+pub enum MessageError {
+    #[error("the message is not the JSON it should be: {}", json_error::redacted(.0))]
+    Malformed(serde_json::Error),
+    #[error(
+        "the body is a JSON array, but not a pointer as the SQS Extended Client Library writes it, \
+         [\"{POINTER_CLASS}\", {{\"s3BucketName\": …, \"s3Key\": …}}]"
+    )]
+    NotAPointer,
+    #[error("there is no template {name:?}; there are: {known}")]
+    UnknownTemplate { name: String, known: String },
+    #[error("key {key:?} {problem}")]
+    Key { key: String, problem: KeyProblem },
+    #[error("files has {found} entries, and a message may have {MAX_FILES}")]
+    TooManyFiles { found: usize },
+    #[error(
+        "files {name:?}: a name has 1 to {MAX_FILE_NAME_BYTES} letters, digits, dots, dashes and underscores, \
+         and begins with a letter or digit"
+    )]
+    FileName { name: String },
+    #[error("files {name:?}: the key {key:?} {problem}")]
+    FileKey { name: String, key: String, problem: KeyProblem },
+    #[error("filename has to be 1 to {MAX_FILENAME_BYTES} bytes without /, \\ and control characters")]
+    Filename,
+    #[error(
+        "metadata {name:?}: {problem}; S3 takes names of letters, digits, - and _, and values of printable ASCII \
+         that neither begin nor end with a space"
+    )]
+    Metadata { name: String, problem: &'static str },
+    #[error(
+        "metadata has {bytes} bytes with what pressrun adds itself, and S3 takes {MAX_METADATA_BYTES}; \
+         {surplus} have to go", surplus = bytes - MAX_METADATA_BYTES
+    )]
+    MetadataTooLarge { bytes: usize },
+}
+
+/// What is wrong with a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KeyProblem {
+    #[error("is empty")]
+    Empty,
+    #[error("begins with /, where a key relative to the bucket is expected")]
+    Absolute,
+    #[error("is longer than S3's {MAX_KEY_BYTES} bytes")]
+    TooLong,
+    #[error("has a .. between slashes, which tools resolve to other places")]
+    Parent,
+    #[error("has a control character")]
+    Control,
+    #[error("ends with /, which names a folder and no object")]
+    Folder,
+    #[error("ends with {TIMINGS_SUFFIX}, as only the timings beside PDFs do")]
+    Timings,
+}
+
+/// What parsing needs to know of the deployment.
+#[derive(Clone, Copy, Debug)]
+pub struct ParseContext<'a> {
+    pub templates: &'a TemplateVersions,
+    /// What comes before every key.
+    pub output_prefix: &'a str,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, expecting = "an object")]
+struct Message<'a> {
+    template: String,
+    #[serde(borrow)]
+    data: &'a RawValue,
+    #[serde(default)]
+    files: BTreeMap<String, String>,
+    key: Option<String>,
+    filename: Option<String>,
+    #[serde(default)]
+    if_exists: IfExists,
+    #[serde(default)]
+    metadata: BTreeMap<String, String>,
+}
+
+impl<'a> Body<'a> {
+    /// Tells a message from a pointer.
+    ///
+    /// # Errors
+    /// When the body is a JSON array but not a pointer.
+    pub fn parse(body: &'a str) -> Result<Self, MessageError> {
+        if !body.trim_start().starts_with('[') {
+            return Ok(Self::Message(body));
+        }
+        match serde_json::from_str::<(String, Pointer)>(body) {
+            Ok((class, pointer)) if class == POINTER_CLASS => Ok(Self::Pointer(pointer)),
+            _ => Err(MessageError::NotAPointer),
+        }
+    }
+}
+
+/// Returns the template that a message names, even if the message is refused.
+pub fn template_named_in(message: &str) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Named {
+        template: String,
+    }
+    serde_json::from_str(message).ok().map(|named: Named| named.template)
+}
+
+impl RenderRequest {
+    /// Parses a message, and checks all that can be checked before its document is rendered.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn parse(message: &str, message_id: &str, context: ParseContext) -> Result<Self, MessageError> {
+        let message_digest = digest(message);
+        let message: Message = serde_json::from_str(message).map_err(MessageError::Malformed)?;
+        let ParseContext { templates, output_prefix } = context;
+        let Some(version) = templates.get(&message.template) else {
+            let known: Vec<_> = templates.keys().map(String::as_str).collect();
+            return Err(MessageError::UnknownTemplate { name: message.template, known: known.join(", ") });
+        };
+        check_files(&message.files)?;
+        let name = message.key.unwrap_or_else(|| format!("{}/{message_id}.pdf", message.template));
+        check_key(&name).map_err(|problem| MessageError::Key { key: name.clone(), problem })?;
+        let key = format!("{output_prefix}{name}");
+        check_pdf_key(&key).map_err(|problem| MessageError::Key { key: key.clone(), problem })?;
+        let ours = [
+            ("message-id", message_id),
+            ("message-digest", &message_digest),
+            ("template", &message.template),
+            ("template-version", &version.version),
+            ("template-digest", &version.digest),
+            ("pages", PAGES_PLACEHOLDER),
+            (E_INVOICE, E_INVOICE_PLACEHOLDER),
+        ];
+        let mut metadata = checked_metadata(message.metadata, ours)?;
+        metadata.remove("pages");
+        metadata.remove(E_INVOICE);
+        Ok(Self {
+            data: Bytes::copy_from_slice(message.data.get().as_bytes()),
+            template: message.template,
+            files: message.files,
+            key,
+            if_exists: message.if_exists,
+            content_disposition: message.filename.as_deref().map(content_disposition).transpose()?,
+            metadata,
+        })
+    }
+
+    /// The key of the document's timings, beside the PDF's.
+    #[must_use]
+    pub fn timings_key(&self) -> String {
+        format!("{}{TIMINGS_SUFFIX}", self.key)
+    }
+
+    /// Whether an object with this metadata was made from this very message.
+    pub fn has_made(&self, metadata: &HashMap<String, String>) -> bool {
+        self.agrees_with(metadata, &["message-id", "message-digest"])
+    }
+
+    /// Whether an object with this metadata was made from this very message by this very template, and so
+    /// is what would be made again.
+    pub fn would_make(&self, metadata: &HashMap<String, String>) -> bool {
+        self.agrees_with(metadata, &["message-id", "message-digest", "template", "template-digest"])
+    }
+
+    fn agrees_with(&self, metadata: &HashMap<String, String>, names: &[&str]) -> bool {
+        names.iter().all(|name| metadata.get(*name) == self.metadata.get(*name))
+    }
+}
+
+/// Returns half of a SHA-256 in hexadecimal: enough to tell messages apart, and S3 takes little metadata.
+fn digest(message: &str) -> String {
+    use std::fmt::Write;
+    Sha256::digest(message).iter().take(16).fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("a string can be written to");
+        text
+    })
+}
+
+/// Checks what becomes a key or the beginning of one.
+///
+/// # Errors
+/// When it is empty, begins with `/`, is too long, has `..` between slashes, or control characters.
+pub fn check_key(key: &str) -> Result<(), KeyProblem> {
+    if key.is_empty() {
+        Err(KeyProblem::Empty)
+    } else if key.starts_with('/') {
+        Err(KeyProblem::Absolute)
+    } else if key.len() > MAX_KEY_BYTES {
+        Err(KeyProblem::TooLong)
+    } else if key.split('/').any(|part| part == "..") {
+        Err(KeyProblem::Parent)
+    } else if key.chars().any(char::is_control) {
+        Err(KeyProblem::Control)
+    } else {
+        Ok(())
+    }
+}
+
+fn check_files(files: &BTreeMap<String, String>) -> Result<(), MessageError> {
+    if files.len() > MAX_FILES {
+        return Err(MessageError::TooManyFiles { found: files.len() });
+    }
+    for (name, key) in files {
+        if !is_plain(name) {
+            return Err(MessageError::FileName { name: name.clone() });
+        }
+        check_object_key(key).map_err(|problem| MessageError::FileKey {
+            name: name.clone(),
+            key: key.clone(),
+            problem,
+        })?;
+    }
+    Ok(())
+}
+
+/// Whether a name can be nothing but the name of a file.
+fn is_plain(name: &str) -> bool {
+    let is_plain_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    name.len() <= MAX_FILE_NAME_BYTES
+        && name.bytes().all(is_plain_byte)
+        && name.starts_with(|first: char| first.is_ascii_alphanumeric())
+}
+
+fn check_object_key(key: &str) -> Result<(), KeyProblem> {
+    check_key(key)?;
+    if key.ends_with('/') { Err(KeyProblem::Folder) } else { Ok(()) }
+}
+
+/// Checks the key of a PDF, which must not be where the timings of another PDF would replace it.
+fn check_pdf_key(key: &str) -> Result<(), KeyProblem> {
+    check_object_key(key)?;
+    if key.ends_with(TIMINGS_SUFFIX) { Err(KeyProblem::Timings) } else { Ok(()) }
+}
+
+/// Returns the message's metadata and pressrun's own, if S3 takes them.
+fn checked_metadata(
+    given: BTreeMap<String, String>,
+    ours: [(&str, &str); 7],
+) -> Result<BTreeMap<String, String>, MessageError> {
+    let mut metadata: BTreeMap<String, String> =
+        ours.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    for (name, value) in given {
+        // S3 gives names back in lower case: two that differ in case only would be one.
+        let lower = name.to_ascii_lowercase();
+        if let Some(problem) = metadata_problem(&lower, &value, &metadata) {
+            return Err(MessageError::Metadata { name, problem });
+        }
+        metadata.insert(lower, value);
+    }
+    if let Some((name, value)) = metadata.iter().find(|(_, value)| !is_printable_ascii(value)) {
+        debug_assert!(!value.is_empty());
+        return Err(MessageError::Metadata { name: name.clone(), problem: "the value is not printable ASCII" });
+    }
+    let bytes = metadata.iter().map(|(name, value)| name.len() + value.len()).sum();
+    if bytes > MAX_METADATA_BYTES { Err(MessageError::MetadataTooLarge { bytes }) } else { Ok(metadata) }
+}
+
+fn metadata_problem(name: &str, value: &str, taken: &BTreeMap<String, String>) -> Option<&'static str> {
+    let is_name_byte = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    if name.is_empty() || !name.bytes().all(is_name_byte) {
+        Some("the name has other characters")
+    } else if taken.contains_key(name) {
+        Some("the name is taken, by pressrun or in another case")
+    } else if !is_printable_ascii(value) || value.trim() != value {
+        Some("the value has other characters")
+    } else {
+        None
+    }
+}
+
+fn is_printable_ascii(value: &str) -> bool {
+    value.bytes().all(|byte| (b' '..=b'~').contains(&byte))
+}
+
+/// Returns `attachment` with the file's name, as RFC 6266 and RFC 8187 spell it.
+fn content_disposition(filename: &str) -> Result<String, MessageError> {
+    let is_bad = |character: char| character.is_control() || character == '/' || character == '\\';
+    if filename.is_empty() || filename.len() > MAX_FILENAME_BYTES || filename.contains(is_bad) {
+        return Err(MessageError::Filename);
+    }
+    let encoded = percent_encoding::utf8_percent_encode(filename, NOT_ATTR_CHAR);
+    Ok(format!("attachment; filename*=UTF-8''{encoded}"))
+}
+
+/// All characters but RFC 8187's `attr-char`.
+const NOT_ATTR_CHAR: &percent_encoding::AsciiSet = &percent_encoding::NON_ALPHANUMERIC
+    .remove(b'!')
+    .remove(b'#')
+    .remove(b'$')
+    .remove(b'&')
+    .remove(b'+')
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'^')
+    .remove(b'_')
+    .remove(b'`')
+    .remove(b'|')
+    .remove(b'~');
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(message: &str) -> Result<RenderRequest, MessageError> {
+        let version = crate::render::TemplateVersion { version: "1.2.3".to_owned(), digest: "0".repeat(32) };
+        let templates = BTreeMap::from([("invoice".to_owned(), version)]);
+        RenderRequest::parse(message, "m-1", ParseContext { templates: &templates, output_prefix: "pdf/" })
+    }
+
+    fn refused(message: &str) -> String {
+        parse(message).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_template_and_data_are_enough() {
+        let job = parse(r#"{"template": "invoice", "data": {"a": 1.10}}"#).unwrap();
+        assert_eq!(job.key, "pdf/invoice/m-1.pdf");
+        assert_eq!(&job.data[..], br#"{"a": 1.10}"#);
+        assert_eq!(job.content_disposition, None);
+        assert_eq!(job.metadata["message-id"], "m-1");
+        assert_eq!(job.metadata["template-version"], "1.2.3");
+    }
+
+    #[test]
+    fn a_typo_in_a_field_is_refused() {
+        assert!(refused(r#"{"template": "invoice", "data": 1, "filname": "a"}"#).contains("filname"));
+        assert!(refused(r#"{"template": "invoice"}"#).contains("data"));
+        assert!(refused("hello").contains("expected value"));
+    }
+
+    #[test]
+    fn an_unknown_template_is_refused_with_those_there_are() {
+        assert_eq!(
+            refused(r#"{"template": "invoise", "data": 1}"#),
+            "there is no template \"invoise\"; there are: invoice"
+        );
+    }
+
+    #[test]
+    fn a_key_that_could_lead_elsewhere_is_refused() {
+        let long = "x".repeat(1025);
+        let timings = "a.pdf.timings.json.gz";
+        for key in ["", "/a.pdf", "../a.pdf", "a/../b.pdf", "a/..", "a\\u0000.pdf", "a\\nb", "a/", &long, timings] {
+            let message = format!(r#"{{"template": "invoice", "data": 1, "key": "{key}"}}"#);
+            assert!(matches!(parse(&message).unwrap_err(), MessageError::Key { .. }), "{key}");
+        }
+        for key in ["a..b.pdf", "2026/ä ö.pdf", "..."] {
+            let message = format!(r#"{{"template": "invoice", "data": 1, "key": "{key}"}}"#);
+            assert_eq!(parse(&message).unwrap().key, format!("pdf/{key}"));
+        }
+    }
+
+    #[test]
+    fn a_files_name_is_plain_and_its_key_a_key() {
+        let with = |files: &str| parse(&format!(r#"{{"template": "invoice", "data": 1, "files": {files}}}"#));
+        let job = with(r#"{"logo.png": "customers/42/logo.png", "7_a-B.svg": "x"}"#).unwrap();
+        assert_eq!(job.files["logo.png"], "customers/42/logo.png");
+        let long = format!(r#"{{"{}": "x"}}"#, "a".repeat(65));
+        for bad in [r#"{"": "x"}"#, r#"{"a/b.png": "x"}"#, r#"{"..": "x"}"#, r#"{".a": "x"}"#, r#"{"ä": "x"}"#, &long]
+        {
+            assert!(matches!(with(bad).unwrap_err(), MessageError::FileName { .. }), "{bad}");
+        }
+        for bad in ["", "/a", "../a", "a/"] {
+            let files = format!(r#"{{"a.png": "{bad}"}}"#);
+            assert!(matches!(with(&files).unwrap_err(), MessageError::FileKey { .. }), "{bad}");
+        }
+        let many = |count: usize| {
+            let files: BTreeMap<String, &str> = (0..count).map(|number| (format!("{number}.png"), "x")).collect();
+            with(&serde_json::to_string(&files).unwrap())
+        };
+        assert!(many(16).is_ok());
+        assert_eq!(many(17).unwrap_err().to_string(), "files has 17 entries, and a message may have 16");
+    }
+
+    #[test]
+    fn a_filename_is_spelt_as_browsers_read_it() {
+        let job = parse(r#"{"template": "invoice", "data": 1, "filename": "Rechnung 7 – Müller.pdf"}"#).unwrap();
+        assert_eq!(
+            job.content_disposition.unwrap(),
+            "attachment; filename*=UTF-8''Rechnung%207%20%E2%80%93%20M%C3%BCller.pdf"
+        );
+        for bad in ["", "a/b.pdf", "a\\\\b.pdf", "a\\r\\nSet-Cookie: x"] {
+            let message = format!(r#"{{"template": "invoice", "data": 1, "filename": "{bad}"}}"#);
+            assert!(matches!(parse(&message).unwrap_err(), MessageError::Filename), "{bad}");
+        }
+    }
+
+    #[test]
+    fn metadata_that_s3_would_refuse_is_refused_first() {
+        let with = |name: &str, value: &str| {
+            parse(&format!(r#"{{"template": "invoice", "data": 1, "metadata": {{"{name}": "{value}"}}}}"#))
+        };
+        assert_eq!(with("Customer", "K-17").unwrap().metadata["customer"], "K-17");
+        for (name, value) in [
+            ("", "a"),
+            ("a b", "a"),
+            ("ü", "a"),
+            ("a", "ü"),
+            ("a", " a"),
+            ("a", "a\\n"),
+            ("Pages", "3"),
+            ("E-Invoice", "BASIC"),
+            ("template", "x"),
+        ] {
+            assert!(matches!(with(name, value).unwrap_err(), MessageError::Metadata { .. }), "{name}: {value}");
+        }
+        let ours = "message-id".len()
+            + 3
+            + "template".len()
+            + 7
+            + "template-version".len()
+            + 5
+            + "pages".len()
+            + 7
+            + "e-invoice".len()
+            + 9
+            + "message-digest".len()
+            + 32
+            + "template-digest".len()
+            + 32;
+        assert!(with("a", &"x".repeat(2048 - ours - 1)).is_ok());
+        assert_eq!(
+            with("a", &"x".repeat(2048 - ours)).unwrap_err().to_string(),
+            "metadata has 2049 bytes with what pressrun adds itself, and S3 takes 2048; 1 have to go"
+        );
+    }
+
+    #[test]
+    fn a_pointer_is_told_from_a_message() {
+        let body = r#"["software.amazon.payloadoffloading.PayloadS3Pointer",{"s3BucketName":"in","s3Key":"k"}]"#;
+        assert_eq!(Body::parse(body).unwrap(), Body::Pointer(Pointer { bucket: "in".to_owned(), key: "k".to_owned() }));
+        assert_eq!(Body::parse("{}").unwrap(), Body::Message("{}"));
+        for body in ["[]", "[1, 2]", r#"["other.Class",{"s3BucketName":"in","s3Key":"k"}]"#] {
+            assert!(matches!(Body::parse(body).unwrap_err(), MessageError::NotAPointer), "{body}");
+        }
+    }
+}

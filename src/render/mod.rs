@@ -1,0 +1,285 @@
+//! Renders documents with Typst: loads templates and fonts, compiles, exports, finishes the PDF, and
+//! describes what went wrong.
+//!
+//! Knows nothing of processes, pipes, queues or S3, and imports nothing of ours but [`crate::pdf`].
+//! Two things must never be true: that a thread started here outlives the call that started it, and
+//! that a message's data are served to another document.
+//!
+//! ```no_run
+//! use std::path::Path;
+//!
+//! use bytes::Bytes;
+//! use pressrun::render::{Document, Renderer, pool};
+//!
+//! let renderer = Renderer::load(Path::new("templates"))?;
+//! let document = Document {
+//!     template: "invoice".to_owned(),
+//!     data: Bytes::from_static(br#"{"doc": {}}"#),
+//!     ..Document::default()
+//! };
+//! // Typst lays pages out in parallel on the pool, whose threads are joined before this returns.
+//! match pool::on_fixed_pool(2, || renderer.render(document))? {
+//!     Ok(pdf) => println!("{} pages", pdf.pages),
+//!     Err(error) => println!("{error:?}"),
+//! }
+//! # Ok::<_, Box<dyn std::error::Error>>(())
+//! ```
+
+pub mod diagnostics;
+mod digest;
+mod files;
+mod finishing;
+mod font_coverage;
+mod fonts;
+mod manifest;
+pub mod pool;
+pub mod redaction;
+mod schema;
+mod template_error;
+mod templates;
+pub mod timings;
+mod world;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use typst::diag::{Severity, SourceDiagnostic, Warned};
+use typst::ecow::EcoVec;
+use typst::foundations::Smart;
+use typst_kit::files::FileStore;
+use typst_layout::PagedDocument;
+use typst_pdf::{PdfOptions, Timestamp};
+
+use diagnostics::Diagnostic;
+use files::Files;
+use templates::{CommonFonts, Template};
+use world::DocumentWorld;
+
+use crate::pdf::{EInvoice, Level};
+
+pub use template_error::{TemplateError, TemplateErrors};
+
+/// The message timestamp that samples are rendered with: 1 January 2026, in milliseconds since 1970.
+const SAMPLE_TIMESTAMP_MS: i64 = 1_767_225_600_000;
+
+/// The beginnings of those warnings of Typst's that are errors here: nobody reads the warnings of a
+/// queue worker, and the PDF is not what the template asks for.
+const UNKNOWN_FONT: &str = "unknown font family";
+const NO_CONVERGENCE: &str = "document did not converge";
+
+/// All templates with their fonts and packages, loaded once. Renders documents from them.
+pub struct Renderer {
+    packages: FileStore<Files>,
+    templates: BTreeMap<String, Template>,
+    /// Whether a warning has been given that a PDF could not be compacted.
+    has_warned_of_compaction: AtomicBool,
+}
+
+/// Identifies a template exactly: by the version that its author gave it, and by its content.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TemplateVersion {
+    /// The version in its manifest.
+    pub version: String,
+    /// The digest of everything that its documents are made from beside their data.
+    pub digest: String,
+}
+
+/// The versions of all templates, by the template's name.
+pub type TemplateVersions = BTreeMap<String, TemplateVersion>;
+
+/// A document to be rendered: a template and what to fill it with.
+#[derive(Clone, Debug, Default)]
+pub struct Document {
+    pub template: String,
+    /// The JSON that the template reads from the file `sys.inputs.data`.
+    pub data: Bytes,
+    /// The files that the template finds in its folder `files`, by name.
+    pub files: BTreeMap<String, Bytes>,
+    /// A unique, stable identifier: the PDF's document id is made from it.
+    pub ident: String,
+    /// Milliseconds since 1970, UTC: the only clock that a template sees.
+    pub timestamp_ms: Option<i64>,
+    /// Whether this is the template's own sample, which may be quoted in diagnostics.
+    pub is_sample: bool,
+}
+
+/// A rendered document.
+#[derive(Debug)]
+pub struct RenderedPdf {
+    pub bytes: Vec<u8>,
+    pub pages: usize,
+    /// The level of the e-invoice, if it is one.
+    pub e_invoice: Option<Level>,
+    pub warnings: Vec<Diagnostic>,
+}
+
+/// Why a document was not rendered.
+#[derive(Debug)]
+pub enum RenderError {
+    /// There is no template of that name.
+    UnknownTemplate,
+    /// The data violate the template's schema, or the XML of an e-invoice cannot be used.
+    Data(Vec<Diagnostic>),
+    /// At least one error of Typst's, and its warnings; or the reason why the PDF is not an e-invoice.
+    Typst(Vec<Diagnostic>),
+}
+
+impl Renderer {
+    /// Loads the fonts (embedded, and `fonts/`), the packages and every template below
+    /// `templates_dir`. No file is opened afterwards.
+    ///
+    /// # Errors
+    /// When the folder, a manifest, a schema or a sample cannot be read or is not valid. All errors are
+    /// returned, not only the first.
+    pub fn load(templates_dir: &Path) -> Result<Self, TemplateErrors> {
+        let (renderer, broken) = Self::load_valid(templates_dir).map_err(|error| TemplateErrors(vec![error]))?;
+        if broken.is_empty() { Ok(renderer) } else { Err(TemplateErrors(broken.into_values().collect())) }
+    }
+
+    /// Loads like [`Renderer::load`], but leaves out templates that are broken and returns what is
+    /// wrong with each of them, by its name.
+    ///
+    /// # Errors
+    /// When the fonts or the packages that all templates share cannot be loaded.
+    pub fn load_valid(templates_dir: &Path) -> Result<(Self, BTreeMap<String, TemplateError>), TemplateError> {
+        let own_fonts = fonts::load(&templates_dir.join("fonts"))?;
+        let packages = files::load_packages(&templates_dir.join("packages"))?;
+        let common = digest::of_common(&own_fonts, &packages);
+        let fonts = CommonFonts::new(fonts::embedded().chain(own_fonts).collect());
+        let mut templates = BTreeMap::new();
+        let mut broken = BTreeMap::new();
+        for (name, dir) in templates::find(templates_dir)? {
+            match templates::load(&name, &dir, &fonts, common) {
+                Ok(template) => drop(templates.insert(name, template)),
+                Err(error) => drop(broken.insert(name, error)),
+            }
+        }
+        let packages = FileStore::new(packages);
+        Ok((Self { packages, templates, has_warned_of_compaction: AtomicBool::default() }, broken))
+    }
+
+    /// Returns the templates' names and versions, sorted by name.
+    pub fn templates(&self) -> impl Iterator<Item = (&str, TemplateVersion)> {
+        let version = |template: &Template| TemplateVersion {
+            version: template.manifest.version.to_string(),
+            digest: template.digest.clone(),
+        };
+        self.templates.iter().map(move |(name, template)| (name.as_str(), version(template)))
+    }
+
+    /// Returns the PDF standards that a template's documents conform to, as its manifest spells them.
+    pub fn standards(&self, template: &str) -> &[String] {
+        self.templates.get(template).map_or(&[], |template| &template.manifest.standard_names)
+    }
+
+    /// Returns the document that a template's `sample.json` describes.
+    #[must_use]
+    pub fn sample(&self, template: &str) -> Option<Document> {
+        let Template { sample, sample_files, .. } = self.templates.get(template)?;
+        Some(Document {
+            template: template.to_owned(),
+            data: sample.clone(),
+            files: sample_files.clone(),
+            ident: "sample".to_owned(),
+            timestamp_ms: Some(SAMPLE_TIMESTAMP_MS),
+            is_sample: true,
+        })
+    }
+
+    /// Validates a document's data, compiles and exports it, and finishes its PDF.
+    ///
+    /// Has to be called on a pool of [`pool`]: Typst puts work on the pool that the calling thread
+    /// belongs to, and otherwise on rayon's global pool, whose threads never end.
+    ///
+    /// # Errors
+    /// When there is no such template, the data violate its schema, Typst reports an error, or the data
+    /// make no e-invoice although the template makes e-invoices. Three of Typst's warnings are errors
+    /// here: a font that is missing, characters that no font has, a layout that does not converge.
+    ///
+    /// # Panics
+    /// When Typst does, as it may on unforeseen input.
+    pub fn render(&self, document: Document) -> Result<RenderedPdf, RenderError> {
+        let template = self.templates.get(&document.template).ok_or(RenderError::UnknownTemplate)?;
+        if let Some(schema) = &template.schema {
+            let violations = schema.violations(&document.data);
+            if !violations.is_empty() {
+                let file = document.is_sample.then(|| template.sample_name());
+                let in_data = |violation: &String| Diagnostic::in_data(violation, file.as_deref());
+                return Err(RenderError::Data(violations.iter().map(in_data).collect()));
+            }
+        }
+        let invoice = finishing::read_invoice(template, &document)?;
+        let options = pdf_options(template, &document);
+        let data = document.data.clone();
+        let is_sample = document.is_sample;
+        let world = DocumentWorld::new(self, template, document);
+        let Warned { output, warnings } = typst::compile::<PagedDocument>(&world);
+        let mut found: Vec<SourceDiagnostic> =
+            warnings.into_iter().map(|warning| promote_warning(warning, template)).collect();
+        let compiled = output.and_then(|paged| {
+            found.extend(font_coverage::diagnose(&paged, &data, &template.named_fonts, &template.manifest));
+            // The export would only find the same again.
+            if found.iter().any(is_error) { Err(EcoVec::new()) } else { Ok(paged) }
+        });
+        let exported = compiled.and_then(|paged| Ok((typst_pdf::pdf(&paged, &options)?, paged.pages().len())));
+        // The laid-out document is gone by now, and with it more memory than the PDF needs to be finished.
+        let finished = exported.and_then(|(pdf, pages)| {
+            let (bytes, warning) = finishing::finish(pdf, invoice.as_ref(), template.manifest.compact)?;
+            found.extend(warning.filter(|_| is_sample || self.warns_of_compaction()));
+            Ok((bytes, pages))
+        });
+        match finished {
+            Ok((bytes, pages)) => {
+                let e_invoice = invoice.as_ref().map(EInvoice::level);
+                Ok(RenderedPdf { bytes, pages, e_invoice, warnings: diagnostics::describe(&world, found) })
+            }
+            Err(errors) => {
+                found.extend(errors.into_iter().map(finishing::with_hint));
+                Err(RenderError::Typst(diagnostics::describe(&world, found)))
+            }
+        }
+    }
+
+    /// Whether to warn that a PDF was not compacted: only for the first of the process, since the reason
+    /// is a new version of Typst's export and concerns every PDF.
+    fn warns_of_compaction(&self) -> bool {
+        !self.has_warned_of_compaction.swap(true, Ordering::Relaxed)
+    }
+}
+
+fn pdf_options(template: &Template, document: &Document) -> PdfOptions {
+    PdfOptions {
+        ident: Smart::Custom(document.ident.clone()),
+        timestamp: document.timestamp_ms.and_then(world::utc).map(Timestamp::new_utc),
+        standards: template.manifest.standards.clone(),
+        tagged: template.manifest.tagged,
+        ..PdfOptions::default()
+    }
+}
+
+/// Makes an error of a warning that says that the PDF is not what the template asks for.
+fn promote_warning(mut warning: SourceDiagnostic, template: &Template) -> SourceDiagnostic {
+    let is_missing_font = warning.message.starts_with(UNKNOWN_FONT) && !template.manifest.allow_missing_fonts;
+    if is_missing_font || warning.message.starts_with(NO_CONVERGENCE) {
+        warning.severity = Severity::Error;
+    }
+    if is_missing_font {
+        warning.hint("add the font to templates/fonts or to the template's folder; the system's are not used");
+        warning.hint("with [tool.pressrun] allow-missing-fonts = true the next font in the list is taken");
+    }
+    warning
+}
+
+fn is_error(diagnostic: &SourceDiagnostic) -> bool {
+    diagnostic.severity == Severity::Error
+}
+
+/// Evicts from Typst's memo cache what the last `max_age` documents did not use. With 1, what a
+/// template computes the same way each time stays, which is worth a third of an invoice's time and
+/// takes a few megabytes.
+pub fn evict_cache(max_age: usize) {
+    typst::comemo::evict(max_age);
+}

@@ -1,0 +1,134 @@
+//! What one document can read: its template's files, its own data and files, the fonts, and the time at which
+//! its message was sent.
+//!
+//! The memo cache may be evicted by another thread while this is asked. So nothing here may call a memoized
+//! function: a lookup holds a read lock of comemo's while it calls the methods of the [`World`].
+
+use std::collections::BTreeMap;
+
+use time::OffsetDateTime;
+use typst::diag::{FileError, FileResult};
+use typst::ecow::eco_format;
+use typst::foundations::{Bytes, Datetime, Duration};
+use typst::syntax::{FileId, Source, VirtualRoot};
+use typst::text::{Font, FontBook};
+use typst::utils::LazyHash;
+use typst::{Library, World};
+use typst_kit::diagnostics::DiagnosticWorld;
+use typst_kit::files::FileStore;
+
+use super::files::{self, Files};
+use super::templates::Template;
+use super::{Document, Renderer};
+
+/// The [`World`] of one document.
+pub(super) struct DocumentWorld<'a> {
+    common: &'a Renderer,
+    template: &'a Template,
+    /// The data as Typst's bytes, which keep the hash that Typst asks for each time.
+    data: Bytes,
+    files: BTreeMap<String, Bytes>,
+    timestamp_ms: Option<i64>,
+    is_sample: bool,
+}
+
+impl<'a> DocumentWorld<'a> {
+    pub fn new(common: &'a Renderer, template: &'a Template, document: Document) -> Self {
+        let Document { data, files, timestamp_ms, is_sample, .. } = document;
+        let files = files.into_iter().map(|(name, file)| (name, Bytes::new(file))).collect();
+        Self { common, template, data: Bytes::new(data), files, timestamp_ms, is_sample }
+    }
+
+    fn store(&self, id: FileId) -> &'a FileStore<Files> {
+        match id.root() {
+            VirtualRoot::Project => &self.template.files,
+            VirtualRoot::Package(_) => &self.common.packages,
+        }
+    }
+
+    /// Whether this file holds the message's data.
+    pub fn is_data(&self, id: FileId) -> bool {
+        id == self.template.data
+    }
+
+    /// The message's data; `None` for a template's own sample, which is not confidential.
+    pub fn message_data(&self) -> Option<&[u8]> {
+        (!self.is_sample).then_some(&self.data)
+    }
+
+    /// Returns a file of the message, if the id stands for one. These do not go through the template's file
+    /// store, which would keep them for the next document.
+    fn file_of_message(&self, id: FileId) -> Option<FileResult<Bytes>> {
+        if self.is_data(id) {
+            return Some(Ok(self.data.clone()));
+        }
+        let path = id.vpath().get_without_slash();
+        let name = files::file_of_message(path).filter(|_| matches!(id.root(), VirtualRoot::Project))?;
+        Some(self.files.get(name).cloned().ok_or_else(|| self.no_such_file(name)))
+    }
+
+    fn no_such_file(&self, name: &str) -> FileError {
+        let whose = if self.is_sample { "the template's folder files" } else { "the message's \"files\"" };
+        let names: Vec<&str> = self.files.keys().map(String::as_str).collect();
+        let there_are = if names.is_empty() { "no files".to_owned() } else { names.join(", ") };
+        FileError::Other(Some(eco_format!("{whose} has no {name:?}; there are: {there_are}")))
+    }
+}
+
+impl World for DocumentWorld<'_> {
+    fn library(&self) -> &LazyHash<Library> {
+        &self.template.library
+    }
+
+    fn book(&self) -> &LazyHash<FontBook> {
+        self.template.fonts.book()
+    }
+
+    fn main(&self) -> FileId {
+        self.template.main
+    }
+
+    fn source(&self, id: FileId) -> FileResult<Source> {
+        match self.file_of_message(id) {
+            Some(_) => {
+                let problem = "what a message brings is data: it can be read, but not included or imported";
+                Err(FileError::Other(Some(problem.into())))
+            }
+            None => self.store(id).source(id),
+        }
+    }
+
+    fn file(&self, id: FileId) -> FileResult<Bytes> {
+        self.file_of_message(id).unwrap_or_else(|| self.store(id).file(id))
+    }
+
+    fn font(&self, index: usize) -> Option<Font> {
+        self.template.fonts.font(index)
+    }
+
+    fn today(&self, offset: Option<Duration>) -> Option<Datetime> {
+        let sent = date_time(self.timestamp_ms?)?;
+        let there = sent.checked_add(offset.map_or(time::Duration::ZERO, Into::into))?;
+        Some(Datetime::Date(there.date()))
+    }
+}
+
+impl DiagnosticWorld for DocumentWorld<'_> {
+    fn name(&self, id: FileId) -> String {
+        match (self.is_data(id), self.is_sample) {
+            (true, true) => self.template.sample_name(),
+            (true, false) => "data".to_owned(),
+            (false, _) => self.template.file_name(id),
+        }
+    }
+}
+
+/// Converts a moment in milliseconds since 1970 into Typst's date and time in UTC, if that can be.
+pub(super) fn utc(timestamp_ms: i64) -> Option<Datetime> {
+    let moment = date_time(timestamp_ms)?;
+    Some(Datetime::Datetime(time::PrimitiveDateTime::new(moment.date(), moment.time())))
+}
+
+fn date_time(timestamp_ms: i64) -> Option<OffsetDateTime> {
+    OffsetDateTime::from_unix_timestamp(timestamp_ms.div_euclid(1000)).ok()
+}

@@ -1,0 +1,31 @@
+//! The tests through the public doors, in one program: events in, objects and outcomes out. Those that need a
+//! process of their own are programs beside this one.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod announcements;
+mod bad_documents;
+mod broken_templates;
+mod census;
+mod delivered_twice;
+mod e_invoices;
+mod failed_queue;
+mod fifo;
+mod finished_pdfs;
+mod handler;
+mod hostile_data;
+mod imports;
+mod killed_runs;
+mod limits;
+mod lying_runs;
+mod malformed_input;
+mod metrics;
+mod no_message_is_lost;
+mod pool;
+mod press_failures;
+mod retries;
+mod shipped_templates;
+mod snapshots;
+mod storage_faults;
+mod timings;
