@@ -26,6 +26,9 @@ MOVED_AWAY = {"br-nfe-v4": "5c15dc7c", "br-nfse-v1": "5c15dc7c", "mx-cfdi-v4": "
 # Extensions of a tax whose values say why it is not charged.
 EXEMPTIONS = re.compile(r"-(exempt|exemption)$")
 
+# Of those values, what only repeats the name of the rate.
+REPEATED = {"Exempt", "Not subject", "Not taxable", "Reverse charge"}
+
 # Tags that tell programs how to treat the document and its reader nothing.
 UNPRINTED_TAGS = {"b2g", "bypass", "goods", "services", "global", "return"}
 
@@ -220,6 +223,8 @@ def main() -> None:
         for extension in definition.get("extensions") or []:
             if EXEMPTIONS.search(extension["key"]):
                 for value in extension.get("values") or []:
+                    if value["name"].get("en") in REPEATED:
+                        continue
                     exemptions.add(extension["key"], value["code"], value["name"])
     for kind, names_of in [("stamps", STAMPS), ("means", MEANS), ("complements", COMPLEMENTS)]:
         for code, names in names_of.items():
