@@ -50,6 +50,7 @@ STAMPS = {
     "cfdi-sig": {"en": "CFDI seal", "es": "Sello digital del CFDI"},
     "dian-cude": {"en": "CUDE"},
     "dian-qr": {"en": "DIAN verification", "es": "Verificación DIAN"},
+    "favat-hash": {"en": "KSeF checksum", "pl": "Skrót KSeF"},
     "favat-id": {"en": "KSeF number", "pl": "Numer KSeF"},
     "favat-ksef-acquisition-date": {"en": "KSeF acceptance", "pl": "Data przyjęcia w KSeF"},
     "favat-ksef-number": {"en": "KSeF number", "pl": "Numer KSeF"},
@@ -59,6 +60,7 @@ STAMPS = {
     "iapr-provider": {"en": "myDATA provider", "el": "Πάροχος"},
     "iapr-qr": {"en": "myDATA verification", "el": "Επαλήθευση myDATA"},
     "iapr-uid": {"en": "UID"},
+    "ksef-id": {"en": "KSeF number", "pl": "Numer KSeF"},
     "sat-chain": {"en": "SAT original string", "es": "Cadena original del SAT"},
     "sat-provider-rfc": {"en": "Certification provider RFC", "es": "RFC del proveedor de certificación"},
     "sat-serial": {"en": "SAT certificate number", "es": "N.º de certificado SAT"},
@@ -71,6 +73,7 @@ STAMPS = {
     "tbai-code": {"en": "TicketBAI"},
     "tbai-qr": {"en": "TicketBAI verification", "es": "Verificación TicketBAI"},
     "verifactu-qr": {"en": "VERI*FACTU verification", "es": "Verificación VERI*FACTU"},
+    "zatca-qr": {"en": "ZATCA verification"},
 }
 
 # So are the means of payment of addons.
@@ -117,11 +120,13 @@ COMPLEMENTS = {
     "name": {"en": "Name", "es": "Nombre"},
     "purchase_code": {"en": "Purchase", "es": "Folio de operación"},
     "purchase_date_time": {"en": "Purchased", "es": "Fecha de compra"},
+    "rate": {"en": "Rate", "es": "Cuota"},
     "service_station_code": {"en": "Service station", "es": "Estación de servicio"},
     "social_security": {"en": "Social security number", "es": "Número de seguridad social"},
     "subtotal": {"en": "Subtotal"},
     "tax_code": {"en": "RFC"},
     "total": {"en": "Total"},
+    "type": {"en": "Type", "es": "Tipo"},
     "vendor_tax_code": {"en": "Vendor’s RFC", "es": "RFC del vendedor"},
 }
 

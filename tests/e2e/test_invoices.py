@@ -174,7 +174,7 @@ def labels(value: object) -> set[str]:
 # Some are what people say: VAT, kg, SIRET.
 WORDS = labels(LANGUAGES) | labels({language: CODES[language] for language in LANGUAGES if language in CODES})
 NAMES = {code: name for kind in CODES["en"].values() for code, name in kind.items()} | CODES["unece"]
-NAMED = {code for code, name in NAMES.items() if code not in name.split()}
+NAMED = {code for code, name in NAMES.items() if code not in re.findall(r"\w+", name)}
 
 
 def raw_codes(data: dict, said: str) -> list[str]:
