@@ -5,9 +5,10 @@
     scripts/invoice_codes.py gobl
 
 Two files come of it, in templates/invoice: codes.json (taxes, tags, identities, inboxes, means of payment, official
-marks, units) and exemptions.json (why there is no tax). Both are by language, then by kind, then by code, and have
-the languages of templates/packages/local/languages only. What is translated there by hand is left out: it is nearer
-to how people speak. Where regimes give one code different names, the differing ones stand under "regimes".
+marks, units) and extensions.json (why there is no tax, what tax law sees in a party), which fewer invoices need. Both
+are by language, then by kind or extension, then by code, and have the languages of templates/packages/local/languages
+only. What is translated there by hand is left out: it is nearer to how people speak. Where regimes give one code
+different names, the differing ones stand under "regimes". GOBL is Apache-2.0, copyright Invopop Ltd.
 """
 
 import argparse
@@ -26,7 +27,15 @@ MOVED_AWAY = {"br-nfe-v4": "5c15dc7c", "br-nfse-v1": "5c15dc7c", "mx-cfdi-v4": "
 # Extensions of a tax whose values say why it is not charged.
 EXEMPTIONS = re.compile(r"-(exempt|exemption)$")
 
-# Of those values, what only repeats the name of the rate.
+# Extensions of a party that readers look for: shorter names than GOBL has.
+PARTIES = {
+    "ar-arca-vat-status": {"en": "VAT status", "es": "Condición frente al IVA"},
+    "it-sdi-fiscal-regime": {"en": "Tax regime", "it": "Regime fiscale"},
+    "mx-cfdi-fiscal-regime": {"en": "Tax regime", "es": "Régimen fiscal"},
+    "mx-cfdi-use": {"en": "Use of the CFDI", "es": "Uso del CFDI"},
+}
+
+# Of values, what only repeats the name of the rate.
 REPEATED = {"Exempt", "Not subject", "Not taxable", "Reverse charge"}
 
 # Tags that tell programs how to treat the document and its reader nothing.
@@ -199,7 +208,7 @@ def main() -> None:
     translated = json.loads(LANGUAGES.read_text())
     by_hand = translated["en"]["invoice"]
     codes = Table(list(translated))
-    exemptions = Table(list(translated))
+    extensions = Table(list(translated))
     regimes: dict[str, Table] = {}
     withheld = set()
 
@@ -226,12 +235,12 @@ def main() -> None:
             if tag["key"] not in UNPRINTED_TAGS:
                 add("tags", tag["key"], tag["name"], country)
         for extension in definition.get("extensions") or []:
-            if EXEMPTIONS.search(extension["key"]):
+            if EXEMPTIONS.search(extension["key"]) or extension["key"] in PARTIES:
                 for value in extension.get("values") or []:
                     if value["name"].get("en") in REPEATED:
                         continue
-                    exemptions.add(extension["key"], value["code"], value["name"])
-    for kind, names_of in [("stamps", STAMPS), ("means", MEANS), ("complements", COMPLEMENTS)]:
+                    extensions.add(extension["key"], value["code"], value["name"])
+    for kind, names_of in [("stamps", STAMPS), ("means", MEANS), ("complements", COMPLEMENTS), ("extensions", PARTIES)]:
         for code, names in names_of.items():
             codes.add(kind, code, names)
     written(
@@ -243,7 +252,7 @@ def main() -> None:
             "unece": units(clone),
         },
     )
-    written(INVOICE / "exemptions.json", exemptions.names)
+    written(INVOICE / "extensions.json", extensions.names)
 
 
 if __name__ == "__main__":

@@ -51,8 +51,9 @@ EXPECTED = {
     "overpaid": (["Solde en votre faveur 145,90 €", "Carte de crédit", "Déjà payé −800,00 €"], ["−145,90"]),
     "professional": (
         ["Parcella", "Codice Fiscale SMPCRL80A41L219X", "Codice Destinatario SDI 0000000", "Ricevuta bancaria (RIBA)"]
+        + ["Regime fiscale: Regime Ordinario"]
         + ["IRPEF 20% · ritenuta 1.500,00 −300,00", "IVA: Escluse ex. art. 15 del D.P.R. 633/1972"],
-        ["Unità", "U.M."],
+        ["Unità", "U.M.", "RF01"],
     ),
     "retained-taxes": (["IRPF 15 % · retención 2.400,00 −360,00", "IRPF retención −360,00 €"], ["Unidad"]),
     "retained-taxes-brazil": (
@@ -61,7 +62,12 @@ EXPECTED = {
     ),
     "retained-taxes-mexico": (
         ["RFC EJE990101AA0", "IVA Retenido −1.493,34 MXN", "Folio fiscal 00000000-0000-4000-8000-000000000000"]
-        + ["Servicios de edición (82111800)", "Vales de despensa", "Corrección de estilo 40 h 350,00"]
+        + [
+            "Servicios de edición (82111800)",
+            "Vales de despensa",
+            "Corrección de estilo 40 h 350,00",
+            "Uso del CFDI: Gastos en general",
+        ]
         + ["RFC EJE800101AA0 · Nombre Luz Ejemplo · Importe 500,00"],
         ["RVAT", "HUR", "Sat uuid", "Employee"],
     ),
