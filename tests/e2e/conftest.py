@@ -29,6 +29,7 @@ def port_of(endpoint: str) -> int:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", type=int, default=2_000, metavar="N", help="render this many documents in the soak test")
+    parser.addoption("--update-snapshots", action="store_true", help="take what templates print now for right")
     parser.addoption("--kernel", type=Path, metavar="VMLINUZ", help="boot this kernel instead of Debian's 6.1")
 
 
