@@ -23,8 +23,8 @@ use tracing::Instrument;
 
 use super::control_socket::{self, FunctionEnd};
 use super::protocol::{PressCommand, PressEvent, StartStage};
-use super::run_handle::RunState;
 use super::sandbox::SandboxLevel;
+use crate::os::ProcessEnd;
 use crate::render::TemplateVersions;
 
 /// The first argument of a program that is started as a press.
@@ -98,6 +98,15 @@ impl StartError {
 fn named(templates: &[String]) -> String {
     let quoted: Vec<String> = templates.iter().map(|name| format!("the template {name:?}")).collect();
     if quoted.is_empty() { "no template".to_owned() } else { quoted.join(" and ") }
+}
+
+/// What the press has said about a run. Nothing more comes when the press is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RunState {
+    Requested,
+    Forked { pid: u32 },
+    NotForked { errno: i32 },
+    Ended(ProcessEnd),
 }
 
 /// What the function asks the press for.

@@ -136,6 +136,8 @@ pub enum FrameKind {
     Render = b'S',
     /// Down, while a document is being rendered: it may use this many threads from now on, as JSON.
     Threads = b'T',
+    /// Down, while a document is being rendered: its memory is short, so Typst's memo cache is to be evicted.
+    EvictCache = b'E',
     /// Up, once, before that: the run has rendered a sample in its sandbox. Only the first of a press.
     Sandboxed = b's',
     /// Up, once, before any document: the run has warmed itself, and how long that took, as JSON.
@@ -154,8 +156,8 @@ impl TryFrom<u8> for FrameKind {
     type Error = io::Error;
 
     fn try_from(byte: u8) -> io::Result<Self> {
-        use FrameKind::{Begun, Data, Document, Pdf, Render, Response, Sandboxed, Threads, Timings, Warm};
-        [Document, Data, Render, Threads, Sandboxed, Warm, Begun, Pdf, Timings, Response]
+        use FrameKind::{Begun, Data, Document, EvictCache, Pdf, Render, Response, Sandboxed, Threads, Timings, Warm};
+        [Document, Data, Render, Threads, EvictCache, Sandboxed, Warm, Begun, Pdf, Timings, Response]
             .into_iter()
             .find(|kind| *kind as u8 == byte)
             .ok_or_else(|| invalid(format!("a frame of the unknown kind {byte:#04x}")))

@@ -6,9 +6,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::exchange::{Request, RunResponse};
 use super::press_process::StartError;
 use super::protocol::Response;
-use super::run_handle::{Request, RunFailure, RunHandle, RunResponse};
+use super::run_handle::{RunFailure, RunHandle};
 use super::supervisor::Supervisor;
 use crate::census::{self, Leak, ProcessSnapshot};
 
