@@ -72,14 +72,14 @@ pub enum StartError {
         memory_bytes / MEBIBYTE, resident_bytes / MEBIBYTE
     )]
     Memory { memory_bytes: u64, resident_bytes: u64, workers: usize },
-    #[error("a press ended {stage}: {how}")]
+    #[error("{stage}: {how}")]
     Ended { stage: StartStage, how: String },
     #[error(
-        "a press was not warm after {} s: it was rendering sample.json of {}; does that never end?",
-        INIT_TIMEOUT.as_secs(), named(templates)
+        "a press was not warm after {} s: it was {}",
+        INIT_TIMEOUT.as_secs(), doing(templates)
     )]
     Slow { templates: Vec<String> },
-    #[error("this process cannot be made the one that orphans are given to: {0}")]
+    #[error("this process cannot become a child subreaper (PR_SET_CHILD_SUBREAPER): {0}")]
     Subreaper(#[source] Errno),
     #[error("one press after the other has ended in this invocation: {0}")]
     GivenUp(String),
@@ -95,9 +95,13 @@ impl StartError {
     }
 }
 
-fn named(templates: &[String]) -> String {
+/// Says what a press was doing that was not warm in time, while it was rendering these templates' samples.
+fn doing(templates: &[String]) -> String {
     let quoted: Vec<String> = templates.iter().map(|name| format!("the template {name:?}")).collect();
-    if quoted.is_empty() { "no template".to_owned() } else { quoted.join(" and ") }
+    match quoted.join(" and ") {
+        names if names.is_empty() => "loading fonts and templates".to_owned(),
+        names => format!("rendering sample.json of {names}; does that never end?"),
+    }
 }
 
 /// What the press has said about a run. Nothing more comes when the press is gone.
@@ -305,7 +309,7 @@ impl Progress {
                 }
                 Ok(Some(PressEvent::Broken { reason })) => return Err(StartError::Broken(reason)),
                 Ok(Some(event)) => {
-                    return Err(ended(self.stage, &format!("it said {event:?}, which makes no sense")));
+                    return Err(ended(self.stage, &format!("unexpected event {event:?} on the control socket")));
                 }
                 Ok(None) => return Err(ended(self.stage, "it closed its end of the control socket")),
                 Err(error) => return Err(ended(self.stage, &error.to_string())),
@@ -346,7 +350,7 @@ async fn control(socket: FunctionEnd, mut commands: mpsc::UnboundedReceiver<Comm
                 }
                 PressEvent::NotForked { run, errno } => (run, RunState::NotForked { errno }, true),
                 PressEvent::Ended { run, end } => (run, RunState::Ended(end), true),
-                event => return Err(io::Error::other(format!("it said {event:?}, which makes no sense"))),
+                event => return Err(io::Error::other(format!("unexpected event {event:?} on the control socket"))),
             };
             let mut runs = lock(&runs);
             if let Some(sender) = runs.get(&run) {
@@ -360,7 +364,7 @@ async fn control(socket: FunctionEnd, mut commands: mpsc::UnboundedReceiver<Comm
     };
     let closed = tokio::select! { closed = sending => closed, closed = receiving => closed };
     if let Err(error) = closed {
-        tracing::warn!(%error, "the control socket of a press is out of order");
+        tracing::warn!(%error, "the control socket of the press failed");
     }
 }
 

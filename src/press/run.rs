@@ -82,9 +82,9 @@ impl<'a> Run<'a> {
         Ok(Self { renderer, cores, requests, responses, done })
     }
 
-    /// Renders a sample without the press's memo cache, so that the memory which that takes is this process's
-    /// own before a document needs it. With the memo cache it would touch next to nothing: an invoice would
-    /// then take 1.5 times as long as in a run that never ends, instead of 1.1 times.
+    /// Renders the sample with an empty memo cache, so that the page faults of a fresh copy happen now and not in
+    /// the first document. With the press's memo cache little would be touched: an invoice would then take 1.5
+    /// times as long as in a process that never ends, instead of 1.1 times.
     fn warm_up(&mut self, sample: Option<Document>, is_first: bool) -> io::Result<()> {
         let Some(sample) = sample else { return Ok(()) };
         let began = Instant::now();
@@ -172,7 +172,7 @@ impl<'a> Run<'a> {
             },
             |growing| listened = listen(requests, done, growing),
         );
-        // Only that no thread can be started, for want of room for its stack.
+        // The only error is that there was no memory for the first thread's stack.
         let Ok(rendered) = rendered else { os::exit_out_of_memory(pool::STACK_BYTES) };
         listened.map(|()| rendered)
     }

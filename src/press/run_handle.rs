@@ -189,7 +189,7 @@ impl RunHandle {
 
     /// Waits until it has rendered a sample in its sandbox, as the first run of a press does. Returns `false` if it
     /// has ended or says something else.
-    pub async fn is_sandboxed(&mut self) -> bool {
+    pub async fn wait_sandboxed(&mut self) -> bool {
         matches!(self.responses.next().await, Some(Ok(frame)) if frame.kind == FrameKind::Sandboxed)
     }
 
@@ -216,7 +216,7 @@ impl RunHandle {
     }
 
     /// Waits until the press has forked it or has said that it cannot. Returns `false` if it says neither.
-    pub async fn is_forked(&mut self) -> bool {
+    pub async fn wait_forked(&mut self) -> bool {
         let is_told = |state: &RunState| *state != RunState::Requested;
         timeout(KILL_TIMEOUT, self.state.wait_for(is_told)).await.is_ok_and(|told| told.is_ok())
     }
