@@ -59,6 +59,12 @@ impl Files {
         hash128(&files)
     }
 
+    /// The texts of Typst's files.
+    pub fn sources(&self) -> impl Iterator<Item = &str> {
+        let sources = self.contents.iter().filter(|(id, _)| id.vpath().get_without_slash().ends_with(".typ"));
+        sources.filter_map(|(_, content)| content.as_str().ok())
+    }
+
     /// The files in the order of their paths, which have no leading slash.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Bytes)> {
         let mut files: Vec<_> =

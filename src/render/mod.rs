@@ -216,7 +216,9 @@ impl Renderer {
         let data = document.data.clone();
         let is_sample = document.is_sample;
         let world = DocumentWorld::new(self, template, document);
-        let Warned { output, warnings } = typst::compile::<PagedDocument>(&world);
+        let Warned { output, mut warnings } = typst::compile::<PagedDocument>(&world);
+        diagnostics::redact(&world, &mut warnings);
+        let output = output.map_err(|errors| redacted(&world, errors));
         let mut found: Vec<SourceDiagnostic> =
             warnings.into_iter().map(|warning| promote_warning(warning, template)).collect();
         let compiled = output.and_then(|paged| {
@@ -224,7 +226,10 @@ impl Renderer {
             // The export would only find the same again.
             if found.iter().any(is_error) { Err(EcoVec::new()) } else { Ok(paged) }
         });
-        let exported = compiled.and_then(|paged| Ok((typst_pdf::pdf(&paged, &options)?, paged.pages().len())));
+        let exported = compiled.and_then(|paged| {
+            let pdf = typst_pdf::pdf(&paged, &options).map_err(|errors| redacted(&world, errors))?;
+            Ok((pdf, paged.pages().len()))
+        });
         // The laid-out document is gone by now, and with it more memory than the PDF needs to be finished.
         let finished = exported.and_then(|(pdf, pages)| {
             let (bytes, warning) = finishing::finish(pdf, invoice.as_ref(), template.manifest.compact)?;
@@ -243,11 +248,21 @@ impl Renderer {
         }
     }
 
+    /// The texts of all packages' Typst files.
+    fn package_sources(&self) -> impl Iterator<Item = &str> {
+        self.packages.loader().sources()
+    }
+
     /// Whether to warn that a PDF was not compacted: only for the first of the process, since the reason
     /// is a new version of Typst's export and concerns every PDF.
     fn warns_of_compaction(&self) -> bool {
         !self.has_warned_of_compaction.swap(true, Ordering::Relaxed)
     }
+}
+
+fn redacted(world: &DocumentWorld, mut errors: EcoVec<SourceDiagnostic>) -> EcoVec<SourceDiagnostic> {
+    diagnostics::redact(world, &mut errors);
+    errors
 }
 
 fn pdf_options(template: &Template, document: &Document) -> PdfOptions {

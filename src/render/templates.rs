@@ -174,6 +174,11 @@ impl Template {
         }
     }
 
+    /// The texts of the template's own Typst files.
+    pub(super) fn sources(&self) -> impl Iterator<Item = &str> {
+        self.files.loader().sources()
+    }
+
     /// Returns the name of the sample's data in diagnostics.
     pub(super) fn sample_name(&self) -> String {
         format!("{}/{SAMPLE_FILE}", self.name)

@@ -18,6 +18,7 @@ use typst_kit::diagnostics::DiagnosticWorld;
 use typst_kit::files::FileStore;
 
 use super::files::{self, Files};
+use super::redaction::Redaction;
 use super::templates::Template;
 use super::{Document, Renderer};
 
@@ -47,13 +48,24 @@ impl<'a> DocumentWorld<'a> {
     }
 
     /// Whether this file holds the message's data.
-    pub fn is_data(&self, id: FileId) -> bool {
+    fn is_data(&self, id: FileId) -> bool {
         id == self.template.data
     }
 
-    /// The message's data; `None` for a template's own sample, which is not confidential.
-    pub fn message_data(&self) -> Option<&[u8]> {
-        (!self.is_sample).then_some(&self.data)
+    /// Whether this file holds what a message brings: its data, or one of its files.
+    pub fn is_of_message(&self, id: FileId) -> bool {
+        !self.is_sample && self.file_of_message(id).is_some()
+    }
+
+    /// Returns what takes the message's values out of texts; `None` for a template's own sample, which is not
+    /// confidential.
+    pub fn redaction(&self) -> Option<Redaction> {
+        if self.is_sample {
+            return None;
+        }
+        let files = self.files.iter().map(|(name, content)| (name.as_str(), content.as_slice()));
+        let sources = self.template.sources().chain(self.common.package_sources());
+        Some(Redaction::new(&self.data, files).knowing(sources))
     }
 
     /// Returns a file of the message, if the id stands for one. These do not go through the template's file
@@ -68,10 +80,10 @@ impl<'a> DocumentWorld<'a> {
     }
 
     fn no_such_file(&self, name: &str) -> FileError {
-        let whose = if self.is_sample { "the template's folder files" } else { "the message's \"files\"" };
+        let whose = if self.is_sample { "the template's folder files has" } else { "the message's files have" };
         let names: Vec<&str> = self.files.keys().map(String::as_str).collect();
         let there_are = if names.is_empty() { "no files".to_owned() } else { names.join(", ") };
-        FileError::Other(Some(eco_format!("{whose} has no {name:?}; there are: {there_are}")))
+        FileError::Other(Some(eco_format!("{whose} no {name:?}; there are: {there_are}")))
     }
 }
 
@@ -118,6 +130,8 @@ impl DiagnosticWorld for DocumentWorld<'_> {
         match (self.is_data(id), self.is_sample) {
             (true, true) => self.template.sample_name(),
             (true, false) => "data".to_owned(),
+            // A message's files are in no folder of the template's author.
+            (false, false) if self.file_of_message(id).is_some() => id.vpath().get_without_slash().to_owned(),
             (false, _) => self.template.file_name(id),
         }
     }

@@ -326,10 +326,10 @@ fn files_come_from_the_message_and_never_from_another() {
         assert_eq!(size("red"), size("again"));
 
         for (body, expected) in [
-            (message(json!({})), "the message's \"files\" has no \"logo.svg\"; there are: no files"),
+            (message(json!({})), "the message's files have no \"logo.svg\"; there are: no files"),
             (
                 message(json!({"lgo.svg": "customers/1/logo.svg"})),
-                "the message's \"files\" has no \"logo.svg\"; there are: lgo.svg",
+                "the message's files have no \"logo.svg\"; there are: lgo.svg",
             ),
             (with_logo("3"), "there is no object \"customers/3/logo.svg\" in the bucket \"input\""),
             (message(json!({"../logo.svg": "x"})), "files \"../logo.svg\": a name has"),

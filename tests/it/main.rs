@@ -8,6 +8,7 @@ mod announcements;
 mod bad_documents;
 mod broken_templates;
 mod census;
+mod confidential;
 mod delivered_twice;
 mod e_invoices;
 mod failed_queue;
