@@ -21,7 +21,7 @@ pub fn check(
     threads: usize,
     time_limit: Duration,
 ) -> Result<ExitCode, Box<dyn Error>> {
-    let (renderer, broken) = Renderer::load_valid(templates_dir)?;
+    let (renderer, broken) = Renderer::load_valid(templates_dir, &[])?;
     let renderer = Arc::new(renderer);
     let is_asked_for = |name: &str| names.is_empty() || names.contains(&name);
     let there_are: Vec<&str> =

@@ -61,7 +61,8 @@ impl Files {
 
     /// The texts of Typst's files.
     pub fn sources(&self) -> impl Iterator<Item = &str> {
-        let sources = self.contents.iter().filter(|(id, _)| id.vpath().get_without_slash().ends_with(".typ"));
+        let is_source = |id: &FileId| id.vpath().extension() == Some("typ");
+        let sources = self.contents.iter().filter(move |(id, _)| is_source(id));
         sources.filter_map(|(_, content)| content.as_str().ok())
     }
 

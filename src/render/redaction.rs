@@ -217,10 +217,10 @@ impl Mark {
 
 /// Replaces marked parts. What stands between two without a pointer goes with them, if it is no word.
 fn replace(text: &str, marks: BTreeSet<Mark>) -> String {
-    let pointed: Vec<(usize, usize)> =
+    let values: Vec<(usize, usize)> =
         marks.iter().filter(|mark| mark.pointer.is_some()).map(|mark| (mark.start, mark.end)).collect();
     let is_covered = |mark: &Mark| {
-        mark.pointer.is_none() && pointed.iter().any(|(start, end)| *start < mark.end && mark.start < *end)
+        mark.pointer.is_none() && values.iter().any(|(start, end)| *start < mark.end && mark.start < *end)
     };
     let mut parts: Vec<Mark> = Vec::new();
     for mark in marks.into_iter().filter(|mark| !is_covered(mark)) {
@@ -241,7 +241,7 @@ fn replace(text: &str, marks: BTreeSet<Mark>) -> String {
     for part in parts {
         replaced.push_str(&text[end..part.start]);
         match &part.pointer {
-            Some(pointer) => replaced.push_str(&format!("<value of {pointer}>")),
+            Some(pointer) => replaced.extend(["<value of ", pointer, ">"]),
             None => replaced.push_str("<redacted>"),
         }
         end = part.end;
@@ -256,10 +256,11 @@ fn shortened(text: &str) -> &str {
 
 /// Finds the quotations in a text, in its order.
 fn quotes(text: &str) -> Vec<Range<usize>> {
-    if let Some(beginning) = QUOTE_AFTER.iter().find(|beginning| text.starts_with(**beginning)) {
-        return vec![beginning.len()..text.len()];
-    }
     let mut quotes = Vec::new();
+    if let Some(beginning) = QUOTE_AFTER.iter().find(|beginning| text.starts_with(**beginning)) {
+        quotes.push(beginning.len()..text.len());
+        return quotes;
+    }
     let mut rest = 0;
     while let Some((start, mark)) = opening(text, rest) {
         let end = closing(text, start, mark).unwrap_or(text.len());

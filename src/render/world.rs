@@ -5,6 +5,7 @@
 //! function: a lookup holds a read lock of comemo's while it calls the methods of the [`World`].
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use time::OffsetDateTime;
 use typst::diag::{FileError, FileResult};
@@ -19,6 +20,7 @@ use typst_kit::files::FileStore;
 
 use super::files::{self, Files};
 use super::redaction::Redaction;
+use super::spaces;
 use super::templates::Template;
 use super::{Document, Renderer};
 
@@ -31,13 +33,18 @@ pub(super) struct DocumentWorld<'a> {
     files: BTreeMap<String, Bytes>,
     timestamp_ms: Option<i64>,
     is_sample: bool,
+    /// Whether it brings characters that are printed as spaces.
+    has_spaces: bool,
+    has_read_data: AtomicBool,
 }
 
 impl<'a> DocumentWorld<'a> {
     pub fn new(common: &'a Renderer, template: &'a Template, document: Document) -> Self {
+        let has_spaces = spaces::are_in(&document);
         let Document { data, files, timestamp_ms, is_sample, .. } = document;
         let files = files.into_iter().map(|(name, file)| (name, Bytes::new(file))).collect();
-        Self { common, template, data: Bytes::new(data), files, timestamp_ms, is_sample }
+        let has_read_data = AtomicBool::new(false);
+        Self { common, template, data: Bytes::new(data), files, timestamp_ms, is_sample, has_spaces, has_read_data }
     }
 
     fn store(&self, id: FileId) -> &'a FileStore<Files> {
@@ -50,6 +57,21 @@ impl<'a> DocumentWorld<'a> {
     /// Whether this file holds the message's data.
     fn is_data(&self, id: FileId) -> bool {
         id == self.template.data
+    }
+
+    /// Whether the data have been read so far.
+    pub fn has_read_data(&self) -> bool {
+        self.has_read_data.load(Ordering::Relaxed)
+    }
+
+    /// Whether there is a font of this family, in lower case.
+    pub fn has_family(&self, family: &str) -> bool {
+        self.book().contains_family(family)
+    }
+
+    /// The sources of the template, without those of packages.
+    pub fn template_sources(&self) -> impl Iterator<Item = &str> {
+        self.template.sources()
     }
 
     /// Whether this file holds what a message brings: its data, or one of its files.
@@ -89,7 +111,7 @@ impl<'a> DocumentWorld<'a> {
 
 impl World for DocumentWorld<'_> {
     fn library(&self) -> &LazyHash<Library> {
-        &self.template.library
+        if self.has_spaces { &self.template.library_with_spaces } else { &self.template.library }
     }
 
     fn book(&self) -> &LazyHash<FontBook> {
@@ -111,6 +133,9 @@ impl World for DocumentWorld<'_> {
     }
 
     fn file(&self, id: FileId) -> FileResult<Bytes> {
+        if self.is_data(id) {
+            self.has_read_data.store(true, Ordering::Relaxed);
+        }
         self.file_of_message(id).unwrap_or_else(|| self.store(id).file(id))
     }
 

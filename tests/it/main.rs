@@ -29,4 +29,5 @@ mod retries;
 mod shipped_templates;
 mod snapshots;
 mod storage_faults;
+mod template_projects;
 mod timings;
