@@ -21,7 +21,7 @@ CRATES = """
     typst typst-eval typst-kit typst-layout typst-library typst-pdf typst-realize typst-syntax typst-utils
     krilla serde_json serde_core toml toml_edit toml_parser serde_yaml csv csv-core ciborium roxmltree usvg image png
     hayagriva biblatex citationberg wasmi wasmi_core
-""".split()
+"""
 
 # Names of Typst's types, which diagnostics use as words.
 TYPES = """
@@ -40,7 +40,9 @@ WORD = re.compile(r"[A-Za-z]+")
 def sentences(source: str):
     """Yields the string literals that are more than one word."""
     source = source.split("#[cfg(test)]")[0]
-    code = "\n".join(line for line in source.splitlines() if not line.lstrip().startswith("//"))
+    code = "\n".join(
+        line for line in source.splitlines() if not line.lstrip().startswith("//")
+    )
     for literal in LITERAL.findall(code):
         if " " in literal.strip() and len(literal) < 400:
             yield re.sub(r"\\.", " ", re.sub(r"\{[^{}]*\}", " ", literal))
@@ -50,10 +52,18 @@ def main() -> None:
     metadata = json.loads(
         subprocess.run(
             ["cargo", "metadata", "--format-version=1", "--locked", "--offline"],
-            cwd=ROOT, check=True, capture_output=True, text=True,
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+            text=True,
         ).stdout
     )
-    folders = {p["name"]: Path(p["manifest_path"]).parent for p in metadata["packages"] if p["name"] in CRATES}
+    crates = CRATES.split()
+    folders = {
+        p["name"]: Path(p["manifest_path"]).parent
+        for p in metadata["packages"]
+        if p["name"] in crates
+    }
     words = set(TYPES.split())
     for folder in folders.values():
         for file in sorted((folder / "src").rglob("*.rs")):

@@ -1,5 +1,6 @@
 """The local example, as somebody uses it who writes a template."""
 
+import io
 import json
 import os
 import subprocess
@@ -7,13 +8,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pypdf
 import pytest
 
 from documents import message, record
 from local_example import run_local, target_directory
-from test_templates import pages
 
 READS = '#let data = json(sys.inputs.at("data", default: "/sample.json"))\n#data.text\n'
+
+
+def pages(pdf: bytes) -> list[str]:
+    return [page.extract_text() for page in pypdf.PdfReader(io.BytesIO(pdf)).pages]
 
 
 @pytest.fixture
@@ -54,7 +59,13 @@ def test_data_come_from_files_with_a_byte_order_mark_from_folders_and_from_stand
     command = [target_directory() / "debug/examples/local", "--template", "note"]
     arguments = ["data", "other/one.json", "broken.json", "missing.json", "-"]
     ran = subprocess.run(
-        [*command, *arguments], cwd=folder, env={}, input='{"text": "typed"}', capture_output=True, text=True, check=False
+        [*command, *arguments],
+        cwd=folder,
+        env={},
+        input='{"text": "typed"}',
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ran.returncode == 1, "two of them are no data"
     assert "broken.json is not JSON" in ran.stderr and "missing.json: " in ran.stderr
