@@ -21,19 +21,33 @@ const ALTERNATIVE: &str = "another font of the list is there, and taken";
 /// How many variables are followed, one after the other.
 const MAX_DEPTH: usize = 4;
 
-/// Leaves out warnings of families for which there is an alternative. A sample keeps them, with a hint.
+/// Leaves out warnings of families for which there is an alternative. A sample keeps them, with a hint. Of a list
+/// there is one warning with all families that are missing.
 pub(super) fn without_alternatives(
     world: &DocumentWorld,
     warnings: EcoVec<SourceDiagnostic>,
     is_sample: bool,
 ) -> EcoVec<SourceDiagnostic> {
-    let judged = warnings.into_iter().filter_map(|warning| {
-        if !warning.message.starts_with(UNKNOWN_FONT) || !has_alternative(world, &warning) {
-            return Some(warning);
+    let mut kept: EcoVec<SourceDiagnostic> = EcoVec::new();
+    for mut warning in warnings {
+        if warning.message.starts_with(UNKNOWN_FONT) {
+            let of_same_list =
+                kept.make_mut().iter_mut().find(|it| it.span == warning.span && it.message.starts_with(UNKNOWN_FONT));
+            if let (Some(first), Some((_, family))) = (of_same_list, warning.message.split_once(": ")) {
+                first.message.push_str(", ");
+                first.message.push_str(family);
+                continue;
+            }
+            if has_alternative(world, &warning) {
+                if !is_sample {
+                    continue;
+                }
+                warning.hint(ALTERNATIVE);
+            }
         }
-        is_sample.then(|| warning.with_hint(ALTERNATIVE))
-    });
-    judged.collect()
+        kept.push(warning);
+    }
+    kept
 }
 
 /// Whether there is another font of the list of this warning.

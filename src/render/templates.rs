@@ -97,7 +97,7 @@ pub(super) fn find(dir: &Path) -> Result<Folders, TemplateError> {
         }
         if OF_OTHERS.contains(&name) {
             found.skipped.push(format!("{}: skipped, it is another program's", path.display()));
-        } else if path.join(MANIFEST_FILE).exists() || has_typst_file(&path) {
+        } else if path.join(MANIFEST_FILE).exists() || first_typst_file(&path).is_some() {
             found.templates.insert(name.to_owned(), path);
         } else {
             let why = "skipped, it is no template: it has neither a typst.toml nor a .typ file";
@@ -112,12 +112,17 @@ pub(super) fn find(dir: &Path) -> Result<Folders, TemplateError> {
     Ok(found)
 }
 
-fn has_typst_file(dir: &Path) -> bool {
-    let paths = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+/// Finds a Typst file below `dir`, one in the folder itself before those in others.
+fn first_typst_file(dir: &Path) -> Option<PathBuf> {
     let is_hidden = |path: &Path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
-    paths
-        .filter(|path| !is_hidden(path) && !path.is_symlink())
-        .any(|path| if path.is_dir() { has_typst_file(&path) } else { path.extension().is_some_and(|it| it == "typ") })
+    let paths = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut paths: Vec<PathBuf> = paths.filter(|path| !is_hidden(path) && !path.is_symlink()).collect();
+    paths.sort_by_key(|path| (path.is_dir(), path.clone()));
+    paths.into_iter().find_map(|path| match path.extension() {
+        _ if path.is_dir() => first_typst_file(&path),
+        Some(extension) if extension == "typ" => Some(path),
+        _ => None,
+    })
 }
 
 /// Loads the template in the folder `dir`. `common` is the digest of what all templates share.
@@ -155,14 +160,14 @@ fn main_file(dir: &Path, manifest: &Manifest) -> Result<FileId, TemplateError> {
     if path.is_file() {
         return Ok(id);
     }
+    let other = first_typst_file(dir).and_then(|file| Some(file.strip_prefix(dir).ok()?.display().to_string()));
+    let other = other.unwrap_or_else(|| "main.typ".to_owned());
     let problem = if dir.join(MANIFEST_FILE).is_file() {
-        "the entrypoint that typst.toml names is not there; write it, or name another under [package], as \
-         entrypoint = \"main.typ\""
+        "the entrypoint that typst.toml names is not there; write it, or name another under [package]"
     } else {
-        "is not there; write it, or a typst.toml that names the file to compile under [package], as \
-         entrypoint = \"src/main.typ\""
+        "is not there; write it, or a typst.toml that names the file to compile under [package]"
     };
-    Err(TemplateError::new(&path, problem))
+    Err(TemplateError::new(&path, format!("{problem}, as entrypoint = \"{other}\"")))
 }
 
 /// Reads the sample's data, without the mark that some editors put before text.

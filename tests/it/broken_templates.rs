@@ -47,9 +47,9 @@ fn a_broken_template_stops_init_with_its_file_and_what_is_wrong() {
             ),
             (without("note/main.typ"), "note/main.typ: the entrypoint that typst.toml names is not there; write it"),
             (
-                Templates::with("#data.text").and("other/src/main.typ", "x"),
+                Templates::with("#data.text").and("other/src/cv.typ", "x"),
                 "other/main.typ: is not there; write it, or a typst.toml that names the file to compile under \
-                 [package], as entrypoint = \"src/main.typ\"",
+                 [package], as entrypoint = \"src/cv.typ\"",
             ),
             (without("note/sample.json"), "note/sample.json: is not there; write data such as a message brings"),
             (
@@ -160,7 +160,9 @@ fn a_family_that_is_not_there_is_an_error_unless_the_template_says_otherwise() {
         let failure = Templates::with(body).failure(note("fancy")).await;
         assert_eq!(failure.code, ErrorCode::TypstError);
         assert!(
-            failure.message.starts_with("note/main.typ:2:38: error: unknown font family: inter (hint: add the font"),
+            failure
+                .message
+                .starts_with("note/main.typ:2:38: error: unknown font family: inter, roboto (hint: add the font"),
             "{}",
             failure.message
         );

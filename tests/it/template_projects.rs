@@ -164,6 +164,7 @@ fn a_family_that_is_not_there_is_no_matter_if_another_of_its_list_is() {
         ] {
             let failure = Templates::with(&body).failure(note("x")).await;
             assert!(failure.message.contains("unknown font family: "), "{}", failure.message);
+            assert_eq!(failure.diagnostics.len(), 1, "one for each list: {:?}", failure.diagnostics);
             let allowed = Templates::with(&body).and_section("allow-missing-fonts = true").stored(note("x")).await;
             assert!(!allowed.warnings.is_empty());
         }
