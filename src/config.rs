@@ -20,6 +20,8 @@ const MEMORY_MB_PER_VCPU: u64 = 1769;
 /// The most workers. The largest function has six vCPUs.
 const MAX_WORKERS: usize = 64;
 const DEFAULT_MAX_DATA_BYTES: usize = 16 * 1024 * 1024;
+/// Lambda gives init 10 s, and starts it anew within the first invocation if it takes longer.
+const MAX_INIT_TIME_IN_LAMBDA: Duration = Duration::from_secs(9);
 const DEFAULT_DEADLINE_MARGIN: Duration = Duration::from_secs(1);
 
 /// What the environment variables say, checked.
@@ -34,6 +36,12 @@ pub struct Config {
     /// `TEMPLATES_DIR`. Default: `templates` in `LAMBDA_TASK_ROOT`, else `/opt/templates`, else
     /// `./templates`, whichever exists.
     pub templates_dir: PathBuf,
+    /// The templates that there are to be, of those in the folder. Default: all. No variable sets it, since a
+    /// function has all; the local example asks for some.
+    pub only_templates: Vec<String>,
+    /// The longest that the press may take to become warm. Default: 9 s in Lambda, which waits for 10 s, and
+    /// else none.
+    pub max_init_time: Option<Duration>,
     /// `WORKERS`: how many runs there are at the same time. Default: the vCPUs that the memory size
     /// buys, at 1,769 MB each, rounded, at least 1, at most the CPUs seen.
     pub workers: usize,
@@ -151,6 +159,8 @@ impl Config {
             output_prefix: errors.keep(output_prefix(&variable)).unwrap_or_default(),
             input_bucket: variable("INPUT_BUCKET"),
             templates_dir: errors.keep(templates_dir(&variable)).unwrap_or_default(),
+            only_templates: Vec::new(),
+            max_init_time: variable("AWS_LAMBDA_RUNTIME_API").map(|_| MAX_INIT_TIME_IN_LAMBDA),
             workers: errors.keep(workers(&variable)).flatten().unwrap_or(cores),
             cores,
             max_data_bytes: errors

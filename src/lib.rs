@@ -50,12 +50,13 @@ use std::process::ExitCode;
 #[must_use]
 pub fn run_press_if_requested() -> Option<ExitCode> {
     let arguments: Vec<OsString> = env::args_os().skip(1).collect();
-    let [role, templates_dir, cores, level, function] = &arguments[..] else { return None };
+    let [role, templates_dir, cores, level, function, only @ ..] = &arguments[..] else { return None };
     if role != press::PRESS_ROLE {
         return None;
     }
     let cores = cores.to_str()?.parse().ok()?;
     let level = level.to_str()?.parse().ok()?;
     let function = function.to_str()?.parse().ok()?;
-    Some(press::zygote::main(Path::new(templates_dir), cores, level, function))
+    let only = only.iter().map(|name| name.to_str().map(str::to_owned)).collect::<Option<Vec<_>>>()?;
+    Some(press::zygote::main(Path::new(templates_dir), &only, cores, level, function))
 }

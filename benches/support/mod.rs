@@ -171,7 +171,14 @@ impl Press {
     pub async fn start_at(sandbox_level: SandboxLevel, templates_dir: &Path, workers: usize) -> Self {
         let program = std::env::current_exe().unwrap();
         let templates_dir = templates_dir.to_owned();
-        let settings = PressSettings { program, templates_dir, cores: cores(), sandbox_level };
+        let settings = PressSettings {
+            program,
+            templates_dir,
+            only_templates: Vec::new(),
+            max_init_time: None,
+            cores: cores(),
+            sandbox_level,
+        };
         let (supervisor, workers, _) = Supervisor::start(settings, workers).await.unwrap();
         Self { supervisor, workers }
     }

@@ -3,46 +3,55 @@
 //!
 //!     cargo run --example local -- events/batch.json
 //!     cargo run --example local -- --template invoice data/*.json
+//!     cargo run --example local -- watch invoice data/1.json
 //!     cargo run --example local -- --timings timings events/batch.json
 //!     cargo run --example local -- check
 //!     cargo run --example local -- new letter
 
+mod arguments;
 mod check;
 #[path = "../../tests/embedded/mod.rs"]
 mod embedded;
 mod input;
 mod new_template;
+mod output;
 mod timings;
+mod watch;
 
 use std::collections::BTreeMap;
+use std::env;
 use std::error::Error;
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use std::{env, fs};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use arguments::{Arguments, Batches};
 
 use embedded::s3::EmbeddedS3;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use output::Written;
 use pressrun::config::{Config, ConfigErrors};
 use pressrun::function::deadline::Deadline;
-use pressrun::function::event::{self, Record};
+use pressrun::function::event::Record;
 use pressrun::function::outcome::Outcome;
 use pressrun::function::{Function, RecordOutcome, log_census_on_request};
 use pressrun::message;
-use serde::de::IgnoredAny;
-use serde_json::{Value, json};
+use serde_json::Value;
 use timings::TimingsFolder;
 
 const USAGE: &str = "\
 usage: local EVENT.json ...                      SQS events, as in events/
-       local --template NAME DATA.json ...       a document for each data file
+       local --template NAME DATA.json ...       a document for each data file; a folder stands for
+                                                 all .json files in it, and - for standard input
        local --timings DIR ...                   either, with Typst's timings of each document
+       local --open ...                          either, and shows what becomes of it
        local check [NAME ...]                    renders the samples of templates
+       local watch NAME [DATA.json]              renders a document again at each change of its files
        local new NAME                            makes the folder of a new template
 
-The PDFs are left in out/. What messages name in INPUT_BUCKET is read from in/;
+The PDFs are left in out/, each where its line says. What messages name in INPUT_BUCKET is read from in/;
 with --template the message brings what lies in the template's files/.
 With --timings the timings of each document are left in DIR, for ui.perfetto.dev,
 and the five places of each template that took most of the time are printed.
@@ -58,6 +67,10 @@ const OUTPUT_FOLDER: &str = "out";
 /// The folder that stands for the input bucket, if it exists.
 const INPUT_FOLDER: &str = "in";
 const MAX_RENDER_TIME: Duration = Duration::from_secs(30);
+/// The program that shows a file as the desktop is told to.
+const VIEWER: &str = if cfg!(target_os = "macos") { "open" } else { "xdg-open" };
+/// More PDFs than this are not opened: each may be a window.
+const MAX_OPENED: usize = 5;
 /// The batch size of an SQS event source unless it is configured.
 const BATCH_SIZE: usize = 10;
 
@@ -89,6 +102,11 @@ async fn run() -> Result<ExitCode, Box<dyn Error>> {
             check::check(&config.templates_dir, names, config.cores, time_limit)
         }
         ["new", name] => new_template::new_template(&config()?.templates_dir, name),
+        ["watch", template] => watch::watch(&config()?, template, None).map(|()| ExitCode::SUCCESS),
+        ["watch", template, data] => {
+            watch::watch(&config()?, template, Some(Path::new(data))).map(|()| ExitCode::SUCCESS)
+        }
+        ["watch", ..] => Err(format!("watch takes a template's name, and perhaps a data file\n\n{USAGE}").into()),
         ["new", ..] => Err(format!("new takes one name, that of the new template\n\n{USAGE}").into()),
         _ => tokio::select! {
             done = render(&arguments) => done,
@@ -112,15 +130,19 @@ fn config() -> Result<Config, ConfigErrors> {
 /// Has the function render what the arguments ask for.
 async fn render(arguments: &[OsString]) -> Result<ExitCode, Box<dyn Error>> {
     let mut config = config()?;
-    let (mut timings, arguments) = match arguments {
-        [option, dir, arguments @ ..] if option == "--timings" => (Some(TimingsFolder::new(dir)), arguments),
-        arguments => (None, arguments),
-    };
+    let arguments = Arguments::parse(arguments)?;
+    let mut timings = arguments.timings.as_ref().map(|dir| TimingsFolder::new(dir));
     config.timings_slower_than = timings.as_ref().map(|_| Duration::ZERO);
-    let batches = batches(arguments, &config)?;
+    let Batches { batches, problems } = arguments.batches(&config.templates_dir);
+    for problem in &problems {
+        eprintln!("{problem}");
+    }
+    if batches.is_empty() {
+        return Ok(ExitCode::from(2));
+    }
+    config.only_templates = arguments.templates(&batches, &config.templates_dir);
     let output_bucket = config.output_bucket.clone();
     let input_bucket = config.input_bucket.clone().unwrap_or_default();
-    fs::create_dir_all(OUTPUT_FOLDER).map_err(|error| format!("{OUTPUT_FOLDER}: {error}"))?;
     let s3 = EmbeddedS3::start(&[&output_bucket, &input_bucket]);
     input::put_folder(&s3, &input_bucket, Path::new(INPUT_FOLDER), "")?;
     input::put_files_of_templates(&s3, &input_bucket, &config.templates_dir)?;
@@ -132,7 +154,8 @@ async fn render(arguments: &[OsString]) -> Result<ExitCode, Box<dyn Error>> {
 
     let documents = batches.iter().map(Vec::len).sum::<usize>();
     let progress = progress_bar(documents);
-    let mut totals = Totals::default();
+    let mut totals = Totals { failed: problems.len(), ..Totals::default() };
+    let mut pdfs = Vec::new();
     for batch in batches {
         for record in &batch {
             remove_earlier(record, &output_prefix);
@@ -140,15 +163,16 @@ async fn render(arguments: &[OsString]) -> Result<ExitCode, Box<dyn Error>> {
         let began = Instant::now();
         let outcomes = function.process_batch(batch, Deadline::NONE).await;
         totals.time += began.elapsed();
-        for outcome in &outcomes {
-            progress.suspend(|| print_outcome(outcome));
-            totals.add(outcome);
-        }
-        progress.inc(outcomes.len() as u64);
         if let Some(timings) = &mut timings {
             timings.take(&s3, &output_bucket)?;
         }
-        collect(&s3, &output_bucket)?;
+        let written = output::collect(&s3, &output_bucket, Path::new(OUTPUT_FOLDER));
+        for outcome in &outcomes {
+            progress.suspend(|| print_outcome(outcome, &written));
+            totals.add(outcome, &written);
+        }
+        progress.inc(outcomes.len() as u64);
+        pdfs.extend(written.into_values().flatten());
     }
     progress.finish_and_clear();
     function.stop().await;
@@ -156,68 +180,24 @@ async fn render(arguments: &[OsString]) -> Result<ExitCode, Box<dyn Error>> {
     if let Some(timings) = timings {
         timings.print_slowest_places(&templates_dir);
     }
+    if arguments.is_opened {
+        open(&pdfs);
+    }
     Ok(if totals.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Returns the records that the arguments ask for, in batches as SQS would deliver them.
-fn batches(arguments: &[OsString], config: &Config) -> Result<Vec<Vec<Record>>, Box<dyn Error>> {
-    match arguments {
-        [] => Err(USAGE.into()),
-        [option, template, files @ ..] if option == "--template" && !files.is_empty() => {
-            let template = template.to_str().ok_or("a template's name is UTF-8")?;
-            check_names(files)?;
-            let brought = input::files_of_template(&config.templates_dir, template);
-            let records = files.iter().map(|file| data_file(template, &brought, Path::new(file)));
-            let records: Vec<Record> = records.collect::<Result<_, _>>()?;
-            Ok(records.chunks(BATCH_SIZE).map(<[Record]>::to_vec).collect())
-        }
-        [option, ..] if option == "--template" => {
-            Err(format!("--template takes a template's name and at least one data file\n\n{USAGE}").into())
-        }
-        [option, ..] if option.to_string_lossy().starts_with('-') => {
-            Err(format!("there is no option {}\n\n{USAGE}", option.display()).into())
-        }
-        [word, ..] if !Path::new(word).exists() => {
-            Err(format!("{} is neither an event file nor one of the words check and new\n\n{USAGE}", word.display())
-                .into())
-        }
-        events => events.iter().map(|file| event_file(Path::new(file))).collect(),
+/// Shows PDFs in the system's viewer, where there is one.
+fn open(pdfs: &[PathBuf]) {
+    if pdfs.len() > MAX_OPENED {
+        println!("the first {MAX_OPENED} are opened");
     }
-}
-
-/// Checks that every document has a file of its own in the output folder.
-fn check_names(files: &[OsString]) -> Result<(), String> {
-    let mut names = BTreeMap::new();
-    for file in files {
-        if let Some(other) = names.insert(Path::new(file).file_stem(), file) {
-            let (other, file) = (other.display(), file.display());
-            return Err(format!("{other} and {file} would both become the same PDF; give them different names"));
+    for pdf in pdfs.iter().take(MAX_OPENED) {
+        let viewer = Command::new(VIEWER).arg(pdf).stdin(Stdio::null()).stdout(Stdio::null()).spawn();
+        if let Err(error) = viewer {
+            println!("{} is not opened: {VIEWER}: {error}", pdf.display());
+            return;
         }
     }
-    Ok(())
-}
-
-fn event_file(file: &Path) -> Result<Vec<Record>, Box<dyn Error>> {
-    let event: Value =
-        serde_json::from_str(&read(file)?).map_err(|error| format!("{} is not JSON: {error}", file.display()))?;
-    Ok(event::parse(event).map_err(|error| format!("{}: {error}", file.display()))?)
-}
-
-/// Returns the record of a message that asks for a document with the data in this file.
-fn data_file(template: &str, files: &BTreeMap<String, String>, file: &Path) -> Result<Record, Box<dyn Error>> {
-    let name = file.file_stem().and_then(|stem| stem.to_str()).ok_or("a data file's name is UTF-8")?;
-    let data = read(file)?;
-    serde_json::from_str::<IgnoredAny>(&data).map_err(|error| format!("{} is not JSON: {error}", file.display()))?;
-    let key = serde_json::to_string(&format!("{template}/{name}.pdf"))?;
-    let (template, files) = (json!(template), json!(files));
-    let body = format!(r#"{{"template": {template}, "key": {key}, "files": {files}, "data": {data}}}"#);
-    Ok(Record {
-        sent_timestamp_ms: SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .ok()
-            .and_then(|now| now.as_millis().try_into().ok()),
-        ..Record::new(file.display().to_string(), body)
-    })
 }
 
 /// Removes the PDF that an earlier run of this program has left for a message, so that it is not taken for
@@ -227,13 +207,8 @@ fn remove_earlier(record: &Record, output_prefix: &str) {
     let given = message.as_ref().and_then(|message| message.get("key")?.as_str().map(str::to_owned));
     let key = given.unwrap_or_else(|| format!("{}/{}.pdf", template_of(record), record.message_id));
     if message::check_key(&key).is_ok() {
-        // Usually there is nothing to remove.
-        let _ = fs::remove_file(Path::new(OUTPUT_FOLDER).join(format!("{output_prefix}{key}")));
+        output::remove_earlier(Path::new(OUTPUT_FOLDER), &format!("{output_prefix}{key}"));
     }
-}
-
-fn read(file: &Path) -> Result<String, String> {
-    fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))
 }
 
 /// A progress bar, which is shown only on a terminal.
@@ -244,18 +219,22 @@ fn progress_bar(documents: usize) -> ProgressBar {
     ProgressBar::with_draw_target(Some(documents as u64), target).with_style(style)
 }
 
-fn print_outcome((record, outcome): &RecordOutcome) {
+fn print_outcome((record, outcome): &RecordOutcome, written: &Written) {
     let template = template_of(record);
     match outcome {
         Outcome::Stored(stored) => {
             let what = if stored.was_stored_before { "was stored" } else { "stored" };
             let pages = if stored.pages == 1 { "page" } else { "pages" };
+            let place = match written.get(&stored.key) {
+                Some(Ok(path)) => path.display().to_string(),
+                Some(Err(problem)) => format!("not written: {problem}"),
+                None => "written before".to_owned(),
+            };
             println!(
-                "{what:<10} {template:<12} {:>5} {pages:<5} {:>10} bytes {:>8.1} ms  {}",
+                "{what:<10} {template:<12} {:>5} {pages:<5} {:>10} bytes {:>8.1} ms  {place}",
                 stored.pages,
                 stored.bytes,
                 stored.render_time.as_secs_f64() * 1000.0,
-                Path::new(OUTPUT_FOLDER).join(&stored.key).display()
             );
             for warning in &stored.warnings {
                 eprintln!("{}: {}", record.message_id, warning.text);
@@ -283,19 +262,6 @@ fn template_of(record: &Record) -> String {
     template.unwrap_or("?").to_owned()
 }
 
-/// Moves the bucket's objects to the output folder.
-fn collect(s3: &EmbeddedS3, bucket: &str) -> Result<(), Box<dyn Error>> {
-    for key in s3.keys(bucket) {
-        let path: PathBuf = Path::new(OUTPUT_FOLDER).join(&key);
-        let body = s3.object(bucket, &key).map(|object| object.body).unwrap_or_default();
-        fs::create_dir_all(path.parent().unwrap_or(Path::new(OUTPUT_FOLDER)))
-            .and_then(|()| fs::write(&path, body))
-            .map_err(|error| format!("{}: {error}", path.display()))?;
-    }
-    s3.clear(bucket);
-    Ok(())
-}
-
 #[derive(Default)]
 struct Totals {
     stored: usize,
@@ -306,9 +272,9 @@ struct Totals {
 }
 
 impl Totals {
-    fn add(&mut self, (_, outcome): &RecordOutcome) {
+    fn add(&mut self, (_, outcome): &RecordOutcome, written: &Written) {
         match outcome {
-            Outcome::Stored(stored) => {
+            Outcome::Stored(stored) if !written.get(&stored.key).is_some_and(Result::is_err) => {
                 self.stored += 1;
                 self.pages += stored.pages;
                 self.bytes += stored.bytes;

@@ -134,6 +134,8 @@ impl Function {
         let settings = PressSettings {
             program: config.press_program.clone(),
             templates_dir: config.templates_dir.clone(),
+            only_templates: config.only_templates.clone(),
+            max_init_time: config.max_init_time,
             cores: config.cores,
             sandbox_level: SandboxLevel::SeccompAndLandlock,
         };

@@ -1,5 +1,6 @@
 //! One press as the function sees it, from its start to its end.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -49,6 +50,11 @@ pub struct PressSettings {
     /// A program whose `main` calls [`crate::run_press_if_requested`], as pressrun's own does.
     pub program: PathBuf,
     pub templates_dir: PathBuf,
+    /// The templates that the press has; all, if none is named.
+    pub only_templates: Vec<String>,
+    /// The longest that the press may take to become warm, if there is such a time: a template that is near
+    /// Lambda's limit has to be noticed when it is deployed.
+    pub max_init_time: Option<Duration>,
     /// The most threads that a document may have.
     pub cores: usize,
     /// How far press and runs are restricted, if the kernel allows it.
@@ -79,6 +85,12 @@ pub enum StartError {
         INIT_TIMEOUT.as_secs(), doing(templates)
     )]
     Slow { templates: Vec<String> },
+    #[error(
+        "init took {} ms, and Lambda gives it 10 s: the samples took {}; make the first of them shorter, or what its \
+         template does at each document, such as a plugin that it runs",
+        took.as_millis(), in_milliseconds(samples)
+    )]
+    SlowSamples { took: Duration, samples: Vec<(String, Duration)> },
     #[error("this process cannot become a child subreaper (PR_SET_CHILD_SUBREAPER): {0}")]
     Subreaper(#[source] Errno),
     #[error("one press after the other has ended in this invocation: {0}")]
@@ -93,6 +105,11 @@ impl StartError {
             (error, _) => error,
         }
     }
+}
+
+fn in_milliseconds(samples: &[(String, Duration)]) -> String {
+    let each = samples.iter().map(|(name, took)| format!("{name} {} ms", took.as_millis()));
+    each.collect::<Vec<_>>().join(", ")
 }
 
 /// Says what a press was doing that was not warm in time, while it was rendering these templates' samples.
@@ -130,6 +147,8 @@ pub(super) struct PressProcess {
     commands: mpsc::UnboundedSender<Command>,
     /// The task that sends commands and receives events, once the press is warm.
     control: Option<JoinHandle<()>>,
+    /// How long the samples took, by template, once the press is warm.
+    sample_times: Vec<(String, Duration)>,
     log: JoinHandle<()>,
 }
 
@@ -149,6 +168,7 @@ impl PressProcess {
             .arg(settings.cores.to_string())
             .arg(settings.sandbox_level.to_string())
             .arg(process::id().to_string())
+            .args(&settings.only_templates)
             .env_clear()
             .stdin(Stdio::from(press_end))
             .stdout(Stdio::null())
@@ -165,6 +185,7 @@ impl PressProcess {
             starting: Some((FunctionEnd::new(function_end)?, receiver)),
             commands,
             control: None,
+            sample_times: Vec::new(),
             log: tokio::spawn(log_stderr(stderr).instrument(tracing::error_span!(parent: None, "press"))),
         })
     }
@@ -172,13 +193,21 @@ impl PressProcess {
     /// Waits until the press is warm.
     pub async fn ready(&mut self) -> Result<(TemplateVersions, SandboxLevel), StartError> {
         let (socket, commands) = self.starting.take().ok_or_else(|| ended(StartStage::Loading, "it was given up"))?;
-        let mut progress = Progress { stage: StartStage::Loading, rendering: Vec::new() };
+        let mut progress = Progress { stage: StartStage::Loading, rendering: Vec::new(), took: Vec::new() };
         let Ok(templates) = timeout(INIT_TIMEOUT, progress.follow(&socket)).await else {
             return Err(StartError::Slow { templates: progress.rendering });
         };
         let ready = templates?;
+        self.sample_times = progress.took;
         self.control = Some(tokio::spawn(control(socket, commands)));
         Ok(ready)
+    }
+
+    /// How long each template's sample took, the slowest first.
+    pub fn sample_times(&self) -> Vec<(String, Duration)> {
+        let mut times = self.sample_times.clone();
+        times.sort_by_key(|(_, took)| Reverse(*took));
+        times
     }
 
     pub fn pid(&self) -> u32 {
@@ -291,6 +320,8 @@ struct Progress {
     stage: StartStage,
     /// The templates whose samples are being rendered.
     rendering: Vec<String>,
+    /// How long the samples took that have been rendered, by template.
+    took: Vec<(String, Duration)>,
 }
 
 impl Progress {
@@ -300,7 +331,10 @@ impl Progress {
             match socket.receive().await {
                 Ok(Some(PressEvent::Starting { stage })) => self.stage = stage,
                 Ok(Some(PressEvent::SampleBegun { template })) => self.rendering.push(template),
-                Ok(Some(PressEvent::SampleEnded { template })) => self.rendering.retain(|name| *name != template),
+                Ok(Some(PressEvent::SampleEnded { template, took })) => {
+                    self.rendering.retain(|name| *name != template);
+                    self.took.push((template, took));
+                }
                 Ok(Some(PressEvent::Ready { count, name, version, level })) => {
                     templates.insert(name, version);
                     if templates.len() == count {

@@ -66,8 +66,10 @@ pub enum PressEvent {
     SampleBegun {
         template: String,
     },
+    /// It has been rendered, or has failed, after this time.
     SampleEnded {
         template: String,
+        took: Duration,
     },
     /// The press is warm, and restricted so far: one packet for each of `count` templates, sorted by
     /// name.

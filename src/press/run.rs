@@ -122,7 +122,7 @@ impl<'a> Run<'a> {
     fn render(&mut self, header: &DocumentHeader, content: Bytes) -> io::Result<Response> {
         let began = Instant::now();
         let document = document(header, content)?;
-        let data = document.data.clone();
+        let (data, files) = (document.data.clone(), document.files.clone());
         let recording = header.timings_slower_than.map(|_| Recording::begin());
         let rendered = panic::catch_unwind(AssertUnwindSafe(|| self.render_while_listening(document, header.threads)));
         let pdf = match rendered {
@@ -135,7 +135,8 @@ impl<'a> Run<'a> {
                 }
             },
             Err(panic) => {
-                let message = Redaction::new(&data).redact(&panic_message(&*panic));
+                let files = files.iter().map(|(name, content)| (name.as_str(), &content[..]));
+                let message = Redaction::new(&data, files).redact_panic(&panic_message(&*panic));
                 return Ok(Response::Panicked { message });
             }
         };

@@ -143,6 +143,14 @@ impl Supervisor {
         let began = Instant::now();
         let templates = self.start_press(&mut *self.press.lock().await).await?;
         let press_warm_after = began.elapsed();
+        let samples = self.press.lock().await.as_ref().map(PressProcess::sample_times).unwrap_or_default();
+        for (template, took) in &samples {
+            tracing::debug!(%template, ms = took.as_millis(), "rendered the sample");
+        }
+        if self.settings.borrow().max_init_time.is_some_and(|max_time| press_warm_after > max_time) {
+            self.kill_press(None).await;
+            return Err(StartError::SlowSamples { took: press_warm_after, samples });
+        }
         let Some((first, others)) = workers.split_first_mut() else { return Ok(templates) };
         if let Err(how) = first.prove_sandbox().await {
             first.drop_run();

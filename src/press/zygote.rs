@@ -14,6 +14,7 @@ use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
+use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -30,10 +31,12 @@ use crate::os::{self, ForkError, ThreadCount};
 use crate::render::{RenderError, Renderer, TemplateVersion, pool};
 
 /// Runs the role of a press until the function, whose process id is `function`, closes its end of the control
-/// socket, which is stdin.
-pub fn main(templates_dir: &Path, cores: usize, level: SandboxLevel, function: u32) -> ExitCode {
+/// socket, which is stdin. Of the templates it has those that are named in `only`, or all if none is.
+pub fn main(templates_dir: &Path, only: &[String], cores: usize, level: SandboxLevel, function: u32) -> ExitCode {
     os::set_process_name(c"press");
-    match Zygote::start(templates_dir, cores, level, function).and_then(|zygote| zygote.map_or(Ok(()), Zygote::serve)) {
+    match Zygote::start(templates_dir, only, cores, level, function)
+        .and_then(|zygote| zygote.map_or(Ok(()), Zygote::serve))
+    {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("press: {error}");
@@ -69,14 +72,20 @@ struct RunPipes {
 impl Zygote {
     /// Loads, warms and restricts this process. `None` when its templates are broken, and the
     /// function knows.
-    fn start(templates_dir: &Path, cores: usize, level: SandboxLevel, function: u32) -> io::Result<Option<Self>> {
+    fn start(
+        templates_dir: &Path,
+        only: &[String],
+        cores: usize,
+        level: SandboxLevel,
+        function: u32,
+    ) -> io::Result<Option<Self>> {
         die_with(Pid::from_raw(i32::try_from(function).map_err(io::Error::other)?))?;
         close_inherited_files()?;
         let control = PressEnd(io::stdin());
         control.send(&PressEvent::Starting { stage: StartStage::Sandbox })?;
         let preparation = Preparation::for_level(level)?;
         control.send(&PressEvent::Starting { stage: StartStage::Loading })?;
-        let renderer = match warm_renderer(templates_dir, cores, &control) {
+        let renderer = match warm_renderer(templates_dir, only, cores, &control) {
             Ok(renderer) => renderer,
             Err(reason) => return control.send(&PressEvent::broken(reason)).map(|()| None),
         };
@@ -246,8 +255,10 @@ fn close_if_open(file: RawFd) {
 
 /// Loads everything and renders each template's sample, side by side on `cores` threads that are
 /// joined. Says which one begins and ends, since one that never ends would not tell by itself.
-fn warm_renderer(templates_dir: &Path, cores: usize, control: &PressEnd) -> Result<Renderer, String> {
-    let renderer = Renderer::load(templates_dir).map_err(|error| error.to_string())?;
+fn warm_renderer(templates_dir: &Path, only: &[String], cores: usize, control: &PressEnd) -> Result<Renderer, String> {
+    let renderer = Renderer::load_only(templates_dir, only).map_err(|error| error.to_string())?;
+    // What goes to stderr is a warning in the log.
+    renderer.unused().iter().for_each(|unused| eprintln!("{unused}"));
     let templates: Vec<String> = renderer.templates().map(|(name, _)| name.to_owned()).collect();
     let next = AtomicUsize::new(0);
     let problems = Mutex::new(BTreeMap::new());
@@ -275,10 +286,20 @@ fn render_sample(renderer: &Renderer, template: &str, control: &PressEnd) -> Res
     tell(PressEvent::SampleBegun { template: template.to_owned() })?;
     let sample = renderer.sample(template).expect("every template has a sample");
     // One thread, since others render other samples.
+    let began = Instant::now();
     let result = pool::on_fixed_pool(1, || renderer.render(sample))
         .map_err(|error| format!("no thread can be started: {error}"))?;
-    tell(PressEvent::SampleEnded { template: template.to_owned() })?;
-    let Err(RenderError::Data(diagnostics) | RenderError::Typst(diagnostics)) = result else { return Ok(()) };
+    tell(PressEvent::SampleEnded { template: template.to_owned(), took: began.elapsed() })?;
+    let diagnostics = match result {
+        Ok(pdf) => {
+            for warning in pdf.warnings {
+                eprintln!("template {template}: its sample.json: {}", warning.to_string().replace('\n', " "));
+            }
+            return Ok(());
+        }
+        Err(RenderError::Data(diagnostics) | RenderError::Typst(diagnostics)) => diagnostics,
+        Err(RenderError::UnknownTemplate) => Vec::new(),
+    };
     let texts: Vec<String> = diagnostics.into_iter().map(|diagnostic| diagnostic.text).collect();
     Err(format!("template {template}: its sample.json cannot be rendered\n{}", texts.join("\n")))
 }

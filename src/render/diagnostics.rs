@@ -5,11 +5,12 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use typst::diag::{Severity, SourceDiagnostic};
+use typst::ecow::{EcoString, EcoVec};
+use typst::syntax::{DiagSpan, Spanned};
 use typst::{World, WorldExt};
 use typst_kit::diagnostics::termcolor::NoColor;
 use typst_kit::diagnostics::{DiagnosticFormat, DiagnosticWorld, emit};
 
-use super::redaction::Redaction;
 use super::world::DocumentWorld;
 
 /// The most diagnostics that are described: they have to fit into one frame.
@@ -69,18 +70,32 @@ pub(super) fn describe(world: &DocumentWorld, mut diagnostics: Vec<SourceDiagnos
     if diagnostics.is_empty() {
         return Vec::new();
     }
-    let redaction = world.message_data().map(Redaction::new);
-    diagnostics.into_iter().map(|diagnostic| describe_one(world, diagnostic, redaction.as_ref())).collect()
+    diagnostics.into_iter().map(|diagnostic| describe_one(world, diagnostic)).collect()
 }
 
-fn describe_one(world: &DocumentWorld, mut diagnostic: SourceDiagnostic, redaction: Option<&Redaction>) -> Diagnostic {
-    diagnostic.hints.retain(|hint| !ONLY_FOR_A_COMMAND_LINE.iter().any(|option| hint.v.contains(option)));
-    if let Some(redaction) = redaction {
+/// Takes the message's values out of what Typst says. To be done before anything is added to it that is not
+/// Typst's.
+pub(super) fn redact(world: &DocumentWorld, diagnostics: &mut EcoVec<SourceDiagnostic>) {
+    if diagnostics.is_empty() {
+        return;
+    }
+    let Some(redaction) = world.redaction() else { return };
+    // Errors come before warnings, and so many are described at most.
+    diagnostics.truncate(MAX_DIAGNOSTICS);
+    for diagnostic in diagnostics.make_mut() {
         diagnostic.message = redaction.redact(&diagnostic.message).into();
         for hint in diagnostic.hints.make_mut() {
             hint.v = redaction.redact(&hint.v).into();
         }
     }
+}
+
+fn describe_one(world: &DocumentWorld, mut diagnostic: SourceDiagnostic) -> Diagnostic {
+    // A place in what a message brings would be quoted with the hint.
+    let is_quoted = |hint: &Spanned<EcoString, DiagSpan>| hint.span.id().is_some_and(|id| world.is_of_message(id));
+    diagnostic
+        .hints
+        .retain(|hint| !is_quoted(hint) && !ONLY_FOR_A_COMMAND_LINE.iter().any(|option| hint.v.contains(option)));
     let place = diagnostic.span.id().zip(world.range(diagnostic.span));
     let (line, column) = place
         .as_ref()
@@ -98,9 +113,9 @@ fn describe_one(world: &DocumentWorld, mut diagnostic: SourceDiagnostic, redacti
 }
 
 fn as_typst_prints_it(world: &DocumentWorld, diagnostic: &SourceDiagnostic) -> String {
-    // An excerpt of the data file would put a customer's data into the log.
-    let is_in_data = diagnostic.span.id().is_some_and(|id| world.is_data(id));
-    let format = if is_in_data { DiagnosticFormat::Short } else { DiagnosticFormat::Human };
+    // An excerpt of what a message brings would put a customer's data into the log.
+    let is_of_message = diagnostic.span.id().is_some_and(|id| world.is_of_message(id));
+    let format = if is_of_message { DiagnosticFormat::Short } else { DiagnosticFormat::Human };
     let mut text = NoColor::new(Vec::new());
     if emit(&mut text, world, [diagnostic], format).is_err() {
         return diagnostic.message.to_string();

@@ -59,6 +59,13 @@ impl Files {
         hash128(&files)
     }
 
+    /// The texts of Typst's files.
+    pub fn sources(&self) -> impl Iterator<Item = &str> {
+        let is_source = |id: &FileId| id.vpath().extension() == Some("typ");
+        let sources = self.contents.iter().filter(move |(id, _)| is_source(id));
+        sources.filter_map(|(_, content)| content.as_str().ok())
+    }
+
     /// The files in the order of their paths, which have no leading slash.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Bytes)> {
         let mut files: Vec<_> =

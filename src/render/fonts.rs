@@ -11,6 +11,18 @@ use typst_kit::fonts::FontStore;
 use super::files::Files;
 use super::template_error::TemplateError;
 
+/// The extensions of fonts that Typst does not read, with their kinds and what to do.
+const NOT_READ: [(&str, &str, &str); 7] = [
+    ("woff", "WOFF", TO_TTF),
+    ("woff2", "WOFF2", TO_TTF),
+    ("eot", "Embedded OpenType", "take the .ttf or .otf that it was made of"),
+    ("pfa", "Type 1", "take the family's OpenType fonts"),
+    ("pfb", "Type 1", "take the family's OpenType fonts"),
+    ("dfont", "macOS data fork", "convert it to .ttc"),
+    ("bdf", "bitmap", "take a TrueType or OpenType font"),
+];
+const TO_TTF: &str = "convert it to .ttf, as with `fonttools ttLib FONT -o FONT.ttf`";
+
 /// The fonts that Typst embeds.
 pub(super) fn embedded() -> impl Iterator<Item = Font> {
     typst_kit::fonts::embedded().map(|(font, _)| font)
@@ -42,6 +54,24 @@ pub(super) fn store<'a>(fonts: impl IntoIterator<Item = &'a Font>) -> FontStore 
     let mut store = FontStore::new();
     store.extend(fonts.into_iter().map(|font| (font.clone(), font.info().clone())));
     store
+}
+
+/// Says why a file is not read, if it is a font of a kind that Typst does not know.
+pub(super) fn why_not_read(file: &Path) -> Option<String> {
+    let extension = file.extension()?.to_str()?.to_ascii_lowercase();
+    let (_, kind, to_do) = NOT_READ.into_iter().find(|(known, ..)| *known == extension)?;
+    Some(format!("{}: not read, since Typst does not know fonts of the kind {kind}; {to_do}", file.display()))
+}
+
+/// Says the same of all files below `dir`.
+pub(super) fn not_read(dir: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
+    let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    paths.sort();
+    paths
+        .iter()
+        .flat_map(|path| if path.is_dir() { not_read(path) } else { why_not_read(path).into_iter().collect() })
+        .collect()
 }
 
 fn fonts_in(data: Bytes) -> Option<Vec<Font>> {

@@ -1,6 +1,7 @@
 //! A template's manifest, `typst.toml`: Typst's own fields and the section `[tool.pressrun]`, checked.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::iter;
 use std::path::Path;
 
@@ -12,7 +13,12 @@ use typst_pdf::{PdfStandard, PdfStandards};
 use super::template_error::TemplateError;
 use crate::pdf::FileName;
 
-const MANIFEST_FILE: &str = "typst.toml";
+pub(super) const MANIFEST_FILE: &str = "typst.toml";
+/// The usual name of a schema's file.
+pub(super) const SCHEMA_FILE: &str = "schema.json";
+/// What a manifest says that leaves it out.
+pub(super) const DEFAULT_ENTRYPOINT: &str = "main.typ";
+const DEFAULT_VERSION: &str = "0.0.0";
 
 /// The standards that require a tagged PDF. Typst would claim them for an untagged one too.
 const TAGGED_STANDARDS: [PdfStandard; 4] = [PdfStandard::A_1a, PdfStandard::A_2a, PdfStandard::A_3a, PdfStandard::Ua_1];
@@ -48,7 +54,10 @@ pub(super) struct Manifest {
     pub compact: bool,
     /// The name of the XML file that makes e-invoices of the documents, if they are to be.
     pub e_invoice: Option<FileName>,
+    /// Whether the next best font is taken where no family of a list is there.
     pub allow_missing_fonts: bool,
+    /// Whether characters that no font has are printed as boxes.
+    pub allow_missing_glyphs: bool,
 }
 
 /// The section `[tool.pressrun]`: Typst's manifest reserves `tool` for other tools.
@@ -63,17 +72,28 @@ struct PressrunSection {
     e_invoice: Option<String>,
     #[serde(default)]
     allow_missing_fonts: bool,
+    #[serde(default)]
+    allow_missing_glyphs: bool,
 }
 
-/// Reads the manifest of the template in `dir`.
-pub(super) fn load(dir: &Path) -> Result<Manifest, TemplateError> {
+/// Reads the manifest of the template in `dir`. One that is not there says nothing but defaults.
+pub(super) fn load(name: &str, dir: &Path) -> Result<Manifest, TemplateError> {
     let path = dir.join(MANIFEST_FILE);
-    let text = fs::read_to_string(&path).map_err(|error| TemplateError::read(&path, error))?;
-    parse(&text).map_err(|problem| TemplateError::new(&path, problem))
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let schema = dir.join(SCHEMA_FILE).is_file().then(|| format!("schema = \"{SCHEMA_FILE}\""));
+            format!("[tool.pressrun]\n{}", schema.unwrap_or_default())
+        }
+        Err(error) => return Err(TemplateError::read(&path, error)),
+    };
+    parse(&text, name).map_err(|problem| TemplateError::new(&path, problem))
 }
 
-fn parse(text: &str) -> Result<Manifest, String> {
-    let mut manifest: PackageManifest = toml::from_str(text).map_err(|error| error.to_string())?;
+fn parse(text: &str, name: &str) -> Result<Manifest, String> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let mut manifest = package_manifest(text, name)?;
+    check_compiler(&manifest)?;
     let section = pressrun_section(&mut manifest).map_err(|error| format!("[tool.pressrun]: {error}"))?;
     let tagged = section.tagged.unwrap_or(true);
     let e_invoice = section.e_invoice.as_deref().map(|name| e_invoice(name, &section.standards)).transpose();
@@ -88,7 +108,35 @@ fn parse(text: &str) -> Result<Manifest, String> {
         compact: section.compact.unwrap_or(true),
         e_invoice: e_invoice.map_err(|error| format!("[tool.pressrun] e-invoice: {error}"))?,
         allow_missing_fonts: section.allow_missing_fonts,
+        allow_missing_glyphs: section.allow_missing_glyphs,
     })
+}
+
+/// Reads Typst's own fields. Those that Typst wants for a package, and a template can do without, have defaults.
+fn package_manifest(text: &str, name: &str) -> Result<PackageManifest, String> {
+    let mut table: toml::Table = toml::from_str(text).map_err(|error| error.to_string())?;
+    let package = table.entry("package").or_insert_with(|| toml::Table::new().into());
+    let package = package.as_table_mut().ok_or("package is a value; expected is the section [package]")?;
+    let defaults = [("name", name), ("version", DEFAULT_VERSION), ("entrypoint", DEFAULT_ENTRYPOINT)];
+    let missing: Vec<_> = defaults.into_iter().filter(|(key, _)| !package.contains_key(*key)).collect();
+    if missing.is_empty() {
+        // Errors of the text itself have a line.
+        return toml::from_str(text).map_err(|error| error.to_string());
+    }
+    package.extend(missing.into_iter().map(|(key, value)| (key.to_owned(), value.into())));
+    PackageManifest::deserialize(table).map_err(|error| error.message().to_owned())
+}
+
+/// Checks that this Typst is as new as the template wants it.
+fn check_compiler(manifest: &PackageManifest) -> Result<(), String> {
+    match manifest.package.compiler {
+        Some(bound) if !PackageVersion::compiler().matches_ge(&bound) => Err(format!(
+            "compiler = \"{bound}\": the template is for Typst {bound} or newer, and this is Typst {}; \
+             take a newer pressrun, or change the template and then this line",
+            PackageVersion::compiler()
+        )),
+        _ => Ok(()),
+    }
 }
 
 fn pressrun_section(manifest: &mut PackageManifest) -> Result<PressrunSection, String> {
@@ -130,7 +178,7 @@ mod tests {
 
     fn with(section: &str) -> Result<Manifest, String> {
         let package = "[package]\nname = \"letter\"\nversion = \"1.0.0\"\nentrypoint = \"main.typ\"\n";
-        parse(&format!("{package}[tool.pressrun]\n{section}"))
+        parse(&format!("{package}[tool.pressrun]\n{section}"), "letter")
     }
 
     #[test]
@@ -144,7 +192,27 @@ mod tests {
         )
         .unwrap();
         assert_eq!(manifest.standard_names, ["a-2b", "ua-1", "1.7"]);
-        assert!(manifest.allow_missing_fonts);
+        assert!(manifest.allow_missing_fonts && !manifest.allow_missing_glyphs);
+    }
+
+    #[test]
+    fn what_a_manifest_leaves_out_has_a_default() {
+        for text in ["", "[package]\n", "[package]\nname = \"other\"", "\u{feff}[tool.pressrun]\ntagged = true"] {
+            let manifest = parse(text, "letter").unwrap();
+            assert_eq!((manifest.entrypoint.as_str(), manifest.version.to_string().as_str()), ("main.typ", "0.0.0"));
+        }
+        let manifest = parse("[package]\nentrypoint = \"src/main.typ\"", "letter").unwrap();
+        assert_eq!(manifest.entrypoint, "src/main.typ");
+        assert!(parse("package = 1", "letter").err().unwrap().contains("expected is the section [package]"));
+        assert!(parse("[package]\nversion = \"one\"", "letter").err().unwrap().contains("version"));
+    }
+
+    #[test]
+    fn a_template_for_a_newer_typst_is_refused() {
+        let of = |compiler: &str| parse(&format!("[package]\ncompiler = \"{compiler}\""), "letter");
+        let problem = of("0.99.0").err().unwrap();
+        assert!(problem.contains("for Typst 0.99.0 or newer, and this is Typst 0.15"), "{problem}");
+        assert!(of("0.12.0").is_ok() && of(&PackageVersion::compiler().to_string()).is_ok());
     }
 
     #[test]
@@ -162,7 +230,7 @@ mod tests {
         for (section, expected) in [
             (
                 "shema = \"a\"",
-                "unknown field `shema`, expected one of `schema`, `standards`, `tagged`, `compact`, `e-invoice`, `allow-missing-fonts`",
+                "unknown field `shema`, expected one of `schema`, `standards`, `tagged`, `compact`, `e-invoice`, `allow-missing-fonts`, `allow-missing-glyphs`",
             ),
             ("standards = [\"a-9z\"]", "unknown variant `a-9z`, expected one of `1.4`, "),
             ("standards = \"a-2b\"", "invalid type: string \"a-2b\", expected a sequence"),

@@ -30,11 +30,13 @@ mod digest;
 mod files;
 mod finishing;
 mod font_coverage;
+mod font_lists;
 mod fonts;
 mod manifest;
 pub mod pool;
 pub mod redaction;
 mod schema;
+mod spaces;
 mod template_error;
 mod templates;
 pub mod timings;
@@ -46,9 +48,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use typst::diag::{Severity, SourceDiagnostic, Warned};
+use typst::diag::{Severity, SourceDiagnostic, Warned, warning};
 use typst::ecow::EcoVec;
 use typst::foundations::Smart;
+use typst::syntax::Span;
 use typst_kit::files::FileStore;
 use typst_layout::PagedDocument;
 use typst_pdf::{PdfOptions, Timestamp};
@@ -68,12 +71,15 @@ const SAMPLE_TIMESTAMP_MS: i64 = 1_767_225_600_000;
 /// The beginnings of those warnings of Typst's that are errors here: nobody reads the warnings of a
 /// queue worker, and the PDF is not what the template asks for.
 const UNKNOWN_FONT: &str = "unknown font family";
+const UNDRAWN_SVG: &str = "image contains foreign object";
 const NO_CONVERGENCE: &str = "document did not converge";
 
 /// All templates with their fonts and packages, loaded once. Renders documents from them.
 pub struct Renderer {
     packages: FileStore<Files>,
     templates: BTreeMap<String, Template>,
+    /// What is beside the templates and is not used, with the reason.
+    unused: Vec<String>,
     /// Whether a warning has been given that a PDF could not be compacted.
     has_warned_of_compaction: AtomicBool,
 }
@@ -135,30 +141,58 @@ impl Renderer {
     /// When the folder, a manifest, a schema or a sample cannot be read or is not valid. All errors are
     /// returned, not only the first.
     pub fn load(templates_dir: &Path) -> Result<Self, TemplateErrors> {
-        let (renderer, broken) = Self::load_valid(templates_dir).map_err(|error| TemplateErrors(vec![error]))?;
+        Self::load_only(templates_dir, &[])
+    }
+
+    /// Loads like [`Renderer::load`], but only the templates that are named, if any are: what is wrong with others
+    /// does not matter then.
+    ///
+    /// # Errors
+    /// As [`Renderer::load`], and when there is no template of a name.
+    pub fn load_only(templates_dir: &Path, only: &[String]) -> Result<Self, TemplateErrors> {
+        let (renderer, broken) = Self::load_valid(templates_dir, only).map_err(|error| TemplateErrors(vec![error]))?;
         if broken.is_empty() { Ok(renderer) } else { Err(TemplateErrors(broken.into_values().collect())) }
     }
 
-    /// Loads like [`Renderer::load`], but leaves out templates that are broken and returns what is
+    /// Loads like [`Renderer::load_only`], but leaves out templates that are broken and returns what is
     /// wrong with each of them, by its name.
     ///
     /// # Errors
     /// When the fonts or the packages that all templates share cannot be loaded.
-    pub fn load_valid(templates_dir: &Path) -> Result<(Self, BTreeMap<String, TemplateError>), TemplateError> {
+    pub fn load_valid(
+        templates_dir: &Path,
+        only: &[String],
+    ) -> Result<(Self, BTreeMap<String, TemplateError>), TemplateError> {
         let own_fonts = fonts::load(&templates_dir.join("fonts"))?;
         let packages = files::load_packages(&templates_dir.join("packages"))?;
         let common = digest::of_common(&own_fonts, &packages);
         let fonts = CommonFonts::new(fonts::embedded().chain(own_fonts).collect());
         let mut templates = BTreeMap::new();
         let mut broken = BTreeMap::new();
-        for (name, dir) in templates::find(templates_dir)? {
+        let found = templates::find(templates_dir)?;
+        let is_asked_for = |name: &String| only.is_empty() || only.contains(name);
+        if let Some(unknown) = only.iter().find(|name| !found.templates.contains_key(*name)) {
+            let there_are: Vec<&str> = found.templates.keys().map(String::as_str).collect();
+            let problem = format!("there is no template {unknown:?}; there are: {}", there_are.join(", "));
+            return Err(TemplateError::new(templates_dir, problem));
+        }
+        for (name, dir) in found.templates.into_iter().filter(|(name, _)| is_asked_for(name)) {
             match templates::load(&name, &dir, &fonts, common) {
                 Ok(template) => drop(templates.insert(name, template)),
                 Err(error) => drop(broken.insert(name, error)),
             }
         }
         let packages = FileStore::new(packages);
-        Ok((Self { packages, templates, has_warned_of_compaction: AtomicBool::default() }, broken))
+        let mut unused = found.skipped;
+        unused.extend(fonts::not_read(&templates_dir.join("fonts")));
+        unused.extend(templates.values().flat_map(|template: &Template| template.unread_fonts.iter().cloned()));
+        Ok((Self { packages, templates, unused, has_warned_of_compaction: AtomicBool::default() }, broken))
+    }
+
+    /// Says what is beside the templates and is not used, and why: folders that are no templates, and fonts that
+    /// Typst does not read.
+    pub fn unused(&self) -> &[String] {
+        &self.unused
     }
 
     /// Returns the templates' names and versions, sorted by name.
@@ -196,8 +230,9 @@ impl Renderer {
     ///
     /// # Errors
     /// When there is no such template, the data violate its schema, Typst reports an error, or the data
-    /// make no e-invoice although the template makes e-invoices. Three of Typst's warnings are errors
-    /// here: a font that is missing, characters that no font has, a layout that does not converge.
+    /// make no e-invoice although the template makes e-invoices. Some of Typst's warnings are errors
+    /// here: a list of fonts none of which is there, text in a picture that is not drawn, a layout that does
+    /// not converge. So are characters that no font has.
     ///
     /// # Panics
     /// When Typst does, as it may on unforeseen input.
@@ -217,14 +252,25 @@ impl Renderer {
         let is_sample = document.is_sample;
         let world = DocumentWorld::new(self, template, document);
         let Warned { output, warnings } = typst::compile::<PagedDocument>(&world);
+        let mut warnings = font_lists::without_alternatives(&world, warnings, is_sample);
+        diagnostics::redact(&world, &mut warnings);
+        let output = output.map_err(|errors| redacted(&world, errors));
         let mut found: Vec<SourceDiagnostic> =
             warnings.into_iter().map(|warning| promote_warning(warning, template)).collect();
+        if is_sample && output.is_ok() && !world.has_read_data() {
+            found.push(unread_data());
+        }
         let compiled = output.and_then(|paged| {
-            found.extend(font_coverage::diagnose(&paged, &data, &template.named_fonts, &template.manifest));
+            let is_told = |character| is_sample || template.sources().any(|source| source.contains(character));
+            let (named, manifest) = (&template.named_fonts, &template.manifest);
+            found.extend(font_coverage::diagnose(&paged, &data, named, manifest, &is_told));
             // The export would only find the same again.
             if found.iter().any(is_error) { Err(EcoVec::new()) } else { Ok(paged) }
         });
-        let exported = compiled.and_then(|paged| Ok((typst_pdf::pdf(&paged, &options)?, paged.pages().len())));
+        let exported = compiled.and_then(|paged| {
+            let pdf = typst_pdf::pdf(&paged, &options).map_err(|errors| redacted(&world, errors))?;
+            Ok((pdf, paged.pages().len()))
+        });
         // The laid-out document is gone by now, and with it more memory than the PDF needs to be finished.
         let finished = exported.and_then(|(pdf, pages)| {
             let (bytes, warning) = finishing::finish(pdf, invoice.as_ref(), template.manifest.compact)?;
@@ -243,11 +289,21 @@ impl Renderer {
         }
     }
 
+    /// The texts of all packages' Typst files.
+    fn package_sources(&self) -> impl Iterator<Item = &str> {
+        self.packages.loader().sources()
+    }
+
     /// Whether to warn that a PDF was not compacted: only for the first of the process, since the reason
     /// is a new version of Typst's export and concerns every PDF.
     fn warns_of_compaction(&self) -> bool {
         !self.has_warned_of_compaction.swap(true, Ordering::Relaxed)
     }
+}
+
+fn redacted(world: &DocumentWorld, mut errors: EcoVec<SourceDiagnostic>) -> EcoVec<SourceDiagnostic> {
+    diagnostics::redact(world, &mut errors);
+    errors
 }
 
 fn pdf_options(template: &Template, document: &Document) -> PdfOptions {
@@ -260,15 +316,35 @@ fn pdf_options(template: &Template, document: &Document) -> PdfOptions {
     }
 }
 
+/// The warning that a template prints the same for every message.
+fn unread_data() -> SourceDiagnostic {
+    warning!(
+        Span::detached(), "the template does not read the data: every message would get the same document";
+        hint: "read them with json(sys.inputs.at(\"data\", default: \"/sample.json\"))"
+    )
+}
+
 /// Makes an error of a warning that says that the PDF is not what the template asks for.
 fn promote_warning(mut warning: SourceDiagnostic, template: &Template) -> SourceDiagnostic {
-    let is_missing_font = warning.message.starts_with(UNKNOWN_FONT) && !template.manifest.allow_missing_fonts;
-    if is_missing_font || warning.message.starts_with(NO_CONVERGENCE) {
+    let is_missing_font = warning.message.starts_with(UNKNOWN_FONT)
+        && warning.severity == Severity::Warning
+        && !font_lists::is_alternative(&warning)
+        && !template.manifest.allow_missing_fonts;
+    let is_undrawn = warning.message.starts_with(UNDRAWN_SVG);
+    if is_missing_font || is_undrawn || warning.message.starts_with(NO_CONVERGENCE) {
         warning.severity = Severity::Error;
     }
     if is_missing_font {
         warning.hint("add the font to templates/fonts or to the template's folder; the system's are not used");
-        warning.hint("with [tool.pressrun] allow-missing-fonts = true the next font in the list is taken");
+        warning.hint(
+            "or name another after it in the list; with [tool.pressrun] allow-missing-fonts = true any font is taken",
+        );
+    }
+    if is_undrawn {
+        warning.hint(
+            "the text of <foreignObject> would be missing: have it written as <text>, in draw.io by an export \
+             without formatted text, in Mermaid by htmlLabels: false",
+        );
     }
     warning
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -18,17 +19,20 @@ use super::digest;
 use super::files::{self, Files};
 use super::font_coverage::NamedFonts;
 use super::fonts;
-use super::manifest::{self, Manifest};
+use super::manifest::{self, MANIFEST_FILE, Manifest, SCHEMA_FILE};
 use super::schema::Schema;
+use super::spaces;
 use super::template_error::TemplateError;
 
-/// The file, at the template's root, that a document's data are served as. `sys.inputs.data` is its name.
-const DATA_FILE: &str = "data.json";
-/// The usual name of a schema's file.
-const SCHEMA_FILE: &str = "schema.json";
+/// The file that a document's data are served as. `sys.inputs.data` is its name: an absolute one, since the
+/// template may read it from any of its folders, and hidden, since no hidden file is a template's.
+const DATA_FILE: &str = "/.pressrun/data.json";
 const SAMPLE_FILE: &str = "sample.json";
+const UTF8_BOM: &[u8] = b"\xef\xbb\xbf";
 /// The folders beside the templates that are not templates.
 const NOT_TEMPLATES: [&str; 2] = ["fonts", "packages"];
+/// What other programs leave beside templates: npm, and macOS in archives.
+const OF_OTHERS: [&str; 2] = ["node_modules", "__MACOSX"];
 /// The extensions of files that may name a font.
 const TEXT_FILES: [&str; 5] = ["typ", "json", "toml", "yaml", "yml"];
 
@@ -40,6 +44,8 @@ pub(super) struct Template {
     pub digest: String,
     pub schema: Option<Schema>,
     pub library: LazyHash<Library>,
+    /// The same for documents with characters that mean a space and are none.
+    pub library_with_spaces: LazyHash<Library>,
     pub main: FileId,
     pub data: FileId,
     pub files: FileStore<Files>,
@@ -49,6 +55,8 @@ pub(super) struct Template {
     pub sample: bytes::Bytes,
     /// The files that come with the sample, as others come with a message.
     pub sample_files: BTreeMap<String, bytes::Bytes>,
+    /// The fonts in the template's folder that Typst does not read, and why.
+    pub unread_fonts: Vec<String>,
 }
 
 /// The fonts of all templates.
@@ -68,45 +76,79 @@ impl CommonFonts {
     }
 }
 
+/// The folders beside each other that are templates, and those that are not.
+#[derive(Default)]
+pub(super) struct Folders {
+    pub templates: BTreeMap<String, PathBuf>,
+    /// Each with the reason why it is skipped.
+    pub skipped: Vec<String>,
+}
+
 /// Finds the folders below `dir` that are templates, by name.
-pub(super) fn find(dir: &Path) -> Result<BTreeMap<String, PathBuf>, TemplateError> {
-    let mut templates = BTreeMap::new();
+pub(super) fn find(dir: &Path) -> Result<Folders, TemplateError> {
+    let mut found = Folders::default();
     for entry in fs::read_dir(dir).map_err(|error| TemplateError::read(dir, error))? {
         let path = entry.map_err(|error| TemplateError::read(dir, error))?.path();
         let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
             return Err(TemplateError::new(&path, "a template's name has to be UTF-8"));
         };
-        if path.is_dir() && !name.starts_with('.') && !NOT_TEMPLATES.contains(&name) {
-            templates.insert(name.to_owned(), path);
+        if !path.is_dir() || name.starts_with('.') || NOT_TEMPLATES.contains(&name) {
+            continue;
+        }
+        if OF_OTHERS.contains(&name) {
+            found.skipped.push(format!("{}: skipped, it is another program's", path.display()));
+        } else if path.join(MANIFEST_FILE).exists() || first_typst_file(&path).is_some() {
+            found.templates.insert(name.to_owned(), path);
+        } else {
+            let why = "skipped, it is no template: it has neither a typst.toml nor a .typ file";
+            found.skipped.push(format!("{}: {why}", path.display()));
         }
     }
-    if templates.is_empty() {
-        return Err(TemplateError::new(dir, "holds no template: a folder with a typst.toml is expected"));
+    found.skipped.sort();
+    if found.templates.is_empty() {
+        let expected = "holds no template: a folder with a main.typ and a sample.json is expected";
+        return Err(TemplateError::new(dir, [&[expected.to_owned()], &found.skipped[..]].concat().join("; ")));
     }
-    Ok(templates)
+    Ok(found)
+}
+
+/// Finds a Typst file below `dir`, one in the folder itself before those in others.
+fn first_typst_file(dir: &Path) -> Option<PathBuf> {
+    let is_hidden = |path: &Path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+    let paths = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut paths: Vec<PathBuf> = paths.filter(|path| !is_hidden(path) && !path.is_symlink()).collect();
+    paths.sort_by_key(|path| (path.is_dir(), path.clone()));
+    paths.into_iter().find_map(|path| match path.extension() {
+        _ if path.is_dir() => first_typst_file(&path),
+        Some(extension) if extension == "typ" => Some(path),
+        _ => None,
+    })
 }
 
 /// Loads the template in the folder `dir`. `common` is the digest of what all templates share.
 pub(super) fn load(name: &str, dir: &Path, fonts: &CommonFonts, common: u128) -> Result<Template, TemplateError> {
-    let manifest = manifest::load(dir)?;
+    let manifest = manifest::load(name, dir)?;
     let main = main_file(dir, &manifest)?;
     let schema = load_schema(dir, &manifest)?;
-    let sample_path = dir.join(SAMPLE_FILE);
-    let sample = fs::read(&sample_path).map_err(|error| TemplateError::read(&sample_path, error))?;
+    let sample = load_sample(dir)?;
     let files = files::load_project(dir)?;
     let fonts = fonts.with(&fonts::of_template(dir, &files)?);
+    let unread_fonts = files.iter().map(|(path, _)| dir.join(path)).filter_map(|path| fonts::why_not_read(&path));
+    let unread_fonts = unread_fonts.collect();
     Ok(Template {
         name: name.to_owned(),
         manifest,
         digest: digest::of_template(&files, common),
         schema,
         library: LazyHash::new(library()),
+        library_with_spaces: LazyHash::new(spaces::with_spaces(library())),
         main,
         data: file_id(DATA_FILE).expect("a plain name is a path"),
         named_fonts: NamedFonts::find(fonts.book(), texts(&files)),
         fonts,
-        sample: sample.into(),
+        sample,
         sample_files: sample_files(&files),
+        unread_fonts,
         files: FileStore::new(files),
     })
 }
@@ -116,9 +158,29 @@ fn main_file(dir: &Path, manifest: &Manifest) -> Result<FileId, TemplateError> {
     let id = file_id(&manifest.entrypoint).ok_or("lies outside of the template's folder, where it is expected");
     let id = id.map_err(|problem| TemplateError::new(&path, format!("the entrypoint {problem}")))?;
     if path.is_file() {
-        Ok(id)
+        return Ok(id);
+    }
+    let other = first_typst_file(dir).and_then(|file| Some(file.strip_prefix(dir).ok()?.display().to_string()));
+    let other = other.unwrap_or_else(|| "main.typ".to_owned());
+    let problem = if dir.join(MANIFEST_FILE).is_file() {
+        "the entrypoint that typst.toml names is not there; write it, or name another under [package]"
     } else {
-        Err(TemplateError::new(&path, "the entrypoint that typst.toml names is not there"))
+        "is not there; write it, or a typst.toml that names the file to compile under [package]"
+    };
+    Err(TemplateError::new(&path, format!("{problem}, as entrypoint = \"{other}\"")))
+}
+
+/// Reads the sample's data, without the mark that some editors put before text.
+fn load_sample(dir: &Path) -> Result<bytes::Bytes, TemplateError> {
+    let path = dir.join(SAMPLE_FILE);
+    match fs::read(&path) {
+        Ok(sample) => Ok(sample.strip_prefix(UTF8_BOM).map(<[u8]>::to_vec).unwrap_or(sample).into()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Err(TemplateError::new(
+            &path,
+            "is not there; write data such as a message brings, as {\"name\": \"Ada\"}: they are rendered at init, \
+             so that the first message finds everything warm",
+        )),
+        Err(error) => Err(TemplateError::read(&path, error)),
     }
 }
 
@@ -172,6 +234,11 @@ impl Template {
             VirtualRoot::Project => format!("{}/{path}", self.name),
             VirtualRoot::Package(package) => format!("{package}/{path}"),
         }
+    }
+
+    /// The texts of the template's own Typst files.
+    pub(super) fn sources(&self) -> impl Iterator<Item = &str> {
+        self.files.loader().sources()
     }
 
     /// Returns the name of the sample's data in diagnostics.

@@ -5,6 +5,7 @@
 //! function: a lookup holds a read lock of comemo's while it calls the methods of the [`World`].
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use time::OffsetDateTime;
 use typst::diag::{FileError, FileResult};
@@ -18,6 +19,8 @@ use typst_kit::diagnostics::DiagnosticWorld;
 use typst_kit::files::FileStore;
 
 use super::files::{self, Files};
+use super::redaction::Redaction;
+use super::spaces;
 use super::templates::Template;
 use super::{Document, Renderer};
 
@@ -30,13 +33,18 @@ pub(super) struct DocumentWorld<'a> {
     files: BTreeMap<String, Bytes>,
     timestamp_ms: Option<i64>,
     is_sample: bool,
+    /// Whether it brings characters that are printed as spaces.
+    has_spaces: bool,
+    has_read_data: AtomicBool,
 }
 
 impl<'a> DocumentWorld<'a> {
     pub fn new(common: &'a Renderer, template: &'a Template, document: Document) -> Self {
+        let has_spaces = spaces::are_in(&document);
         let Document { data, files, timestamp_ms, is_sample, .. } = document;
         let files = files.into_iter().map(|(name, file)| (name, Bytes::new(file))).collect();
-        Self { common, template, data: Bytes::new(data), files, timestamp_ms, is_sample }
+        let has_read_data = AtomicBool::new(false);
+        Self { common, template, data: Bytes::new(data), files, timestamp_ms, is_sample, has_spaces, has_read_data }
     }
 
     fn store(&self, id: FileId) -> &'a FileStore<Files> {
@@ -47,13 +55,39 @@ impl<'a> DocumentWorld<'a> {
     }
 
     /// Whether this file holds the message's data.
-    pub fn is_data(&self, id: FileId) -> bool {
+    fn is_data(&self, id: FileId) -> bool {
         id == self.template.data
     }
 
-    /// The message's data; `None` for a template's own sample, which is not confidential.
-    pub fn message_data(&self) -> Option<&[u8]> {
-        (!self.is_sample).then_some(&self.data)
+    /// Whether the data have been read so far.
+    pub fn has_read_data(&self) -> bool {
+        self.has_read_data.load(Ordering::Relaxed)
+    }
+
+    /// Whether there is a font of this family, in lower case.
+    pub fn has_family(&self, family: &str) -> bool {
+        self.book().contains_family(family)
+    }
+
+    /// The sources of the template, without those of packages.
+    pub fn template_sources(&self) -> impl Iterator<Item = &str> {
+        self.template.sources()
+    }
+
+    /// Whether this file holds what a message brings: its data, or one of its files.
+    pub fn is_of_message(&self, id: FileId) -> bool {
+        !self.is_sample && self.file_of_message(id).is_some()
+    }
+
+    /// Returns what takes the message's values out of texts; `None` for a template's own sample, which is not
+    /// confidential.
+    pub fn redaction(&self) -> Option<Redaction> {
+        if self.is_sample {
+            return None;
+        }
+        let files = self.files.iter().map(|(name, content)| (name.as_str(), content.as_slice()));
+        let sources = self.template.sources().chain(self.common.package_sources());
+        Some(Redaction::new(&self.data, files).knowing(sources))
     }
 
     /// Returns a file of the message, if the id stands for one. These do not go through the template's file
@@ -68,16 +102,16 @@ impl<'a> DocumentWorld<'a> {
     }
 
     fn no_such_file(&self, name: &str) -> FileError {
-        let whose = if self.is_sample { "the template's folder files" } else { "the message's \"files\"" };
+        let whose = if self.is_sample { "the template's folder files has" } else { "the message's files have" };
         let names: Vec<&str> = self.files.keys().map(String::as_str).collect();
         let there_are = if names.is_empty() { "no files".to_owned() } else { names.join(", ") };
-        FileError::Other(Some(eco_format!("{whose} has no {name:?}; there are: {there_are}")))
+        FileError::Other(Some(eco_format!("{whose} no {name:?}; there are: {there_are}")))
     }
 }
 
 impl World for DocumentWorld<'_> {
     fn library(&self) -> &LazyHash<Library> {
-        &self.template.library
+        if self.has_spaces { &self.template.library_with_spaces } else { &self.template.library }
     }
 
     fn book(&self) -> &LazyHash<FontBook> {
@@ -99,6 +133,9 @@ impl World for DocumentWorld<'_> {
     }
 
     fn file(&self, id: FileId) -> FileResult<Bytes> {
+        if self.is_data(id) {
+            self.has_read_data.store(true, Ordering::Relaxed);
+        }
         self.file_of_message(id).unwrap_or_else(|| self.store(id).file(id))
     }
 
@@ -118,6 +155,8 @@ impl DiagnosticWorld for DocumentWorld<'_> {
         match (self.is_data(id), self.is_sample) {
             (true, true) => self.template.sample_name(),
             (true, false) => "data".to_owned(),
+            // A message's files are in no folder of the template's author.
+            (false, false) if self.file_of_message(id).is_some() => id.vpath().get_without_slash().to_owned(),
             (false, _) => self.template.file_name(id),
         }
     }

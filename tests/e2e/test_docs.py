@@ -89,6 +89,8 @@ NOT_RUN_HERE = {
     "typst watch templates/invoice/main.typ": "needs Typst's own program; test_templates.py compiles as it does",
     "apt-get download fonts-noto-core && dpkg-deb -x fonts-noto-core_*.deb noto": "needs Debian's packages",
     "cp noto/usr/share/fonts/truetype/noto/NotoNaskhArabic-Regular.ttf templates/fonts/": "goes with the one before",
+    "cargo run --example local -- watch invoice": "test_local.py watches",
+    "cargo run --example local -- watch invoice my-data.json": "test_local.py watches",
     "sed -i -E 's/^# (standards|e-invoice)/\\1/' templates/invoice/typst.toml": "test_e_invoices.py runs it",
     "cargo run --example local -- check invoice": "test_e_invoices.py runs it",
     "tests/e2e/run": "runs this",

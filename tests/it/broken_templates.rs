@@ -30,8 +30,12 @@ fn a_broken_template_stops_init_with_its_file_and_what_is_wrong() {
         for (templates, expected) in [
             (Templates::with("#data.text").and("note/typst.toml", "[package"), "note/typst.toml: TOML parse error"),
             (
-                Templates::with("#data.text").and("note/typst.toml", "[package]\nname = \"note\""),
-                "missing field `version`",
+                Templates::with("#data.text").and("note/typst.toml", "[package]\nversion = 1"),
+                "note/typst.toml: invalid type: integer `1`, expected ",
+            ),
+            (
+                Templates::with("#data.text").and("note/typst.toml", "[package]\ncompiler = \"0.99.0\""),
+                "note/typst.toml: compiler = \"0.99.0\": the template is for Typst 0.99.0 or newer, and this is Typst 0.",
             ),
             (
                 Templates::with("#data.text").and_section("tagd = true"),
@@ -41,9 +45,13 @@ fn a_broken_template_stops_init_with_its_file_and_what_is_wrong() {
                 Templates::with("#data.text").and_section("standards = [\"a-2b\", \"a-3b\"]"),
                 "note/typst.toml: [tool.pressrun] standards: choose at most one PDF/A standard",
             ),
-            (without("note/typst.toml"), "note/typst.toml: cannot be read: No such file"),
-            (without("note/main.typ"), "note/main.typ: the entrypoint that typst.toml names is not there"),
-            (without("note/sample.json"), "note/sample.json: cannot be read: No such file"),
+            (without("note/main.typ"), "note/main.typ: the entrypoint that typst.toml names is not there; write it"),
+            (
+                Templates::with("#data.text").and("other/src/cv.typ", "x"),
+                "other/main.typ: is not there; write it, or a typst.toml that names the file to compile under \
+                 [package], as entrypoint = \"src/cv.typ\"",
+            ),
+            (without("note/sample.json"), "note/sample.json: is not there; write data such as a message brings"),
             (
                 Templates::with("#data.text").and_section("schema = \"schema.json\""),
                 "note/schema.json: cannot be read: No such file",
@@ -148,18 +156,21 @@ fn data_that_break_the_schema_are_refused_with_every_place() {
 #[test]
 fn a_family_that_is_not_there_is_an_error_unless_the_template_says_otherwise() {
     run(async {
-        let body =
-            "#if data.text == \"fancy\" { text(font: (\"Inter\", \"Libertinus Serif\"))[fancy] } else { data.text }";
+        let body = "#if data.text == \"fancy\" { text(font: (\"Inter\", \"Roboto\"))[fancy] } else { data.text }";
         let failure = Templates::with(body).failure(note("fancy")).await;
         assert_eq!(failure.code, ErrorCode::TypstError);
         assert!(
-            failure.message.starts_with("note/main.typ:2:38: error: unknown font family: inter (hint: add the font"),
+            failure
+                .message
+                .starts_with("note/main.typ:2:38: error: unknown font family: inter, roboto (hint: add the font"),
             "{}",
             failure.message
         );
 
         let allowed = Templates::with(body).and_section("allow-missing-fonts = true").stored(note("fancy")).await;
         assert!(allowed.warnings[0].message.contains("unknown font family"), "{:?}", allowed.warnings);
+        let boxes = Templates::with(body).and_section("allow-missing-glyphs = true").failure(note("fancy")).await;
+        assert!(boxes.message.contains("unknown font family"), "{}", boxes.message);
 
         for font in ["fonts/Inter.ttf", "note/Inter.ttf", "note/assets/Inter.ttf"] {
             let stored = Templates::with(body).and(font, inter()).stored(note("fancy")).await;
@@ -202,7 +213,7 @@ fn characters_without_a_font_are_an_error_and_never_boxes() {
             let stored = templates.stored(note(text)).await;
             assert!(stored.warnings.is_empty(), "{text:?}: {:?}", stored.warnings);
         }
-        let boxes = Templates::with("#data.text").and_section("allow-missing-fonts = true").stored(note("東京")).await;
+        let boxes = Templates::with("#data.text").and_section("allow-missing-glyphs = true").stored(note("東京")).await;
         assert!(boxes.warnings[0].message.starts_with("printed as boxes"), "{:?}", boxes.warnings);
     });
 }
@@ -326,10 +337,10 @@ fn files_come_from_the_message_and_never_from_another() {
         assert_eq!(size("red"), size("again"));
 
         for (body, expected) in [
-            (message(json!({})), "the message's \"files\" has no \"logo.svg\"; there are: no files"),
+            (message(json!({})), "the message's files have no \"logo.svg\"; there are: no files"),
             (
                 message(json!({"lgo.svg": "customers/1/logo.svg"})),
-                "the message's \"files\" has no \"logo.svg\"; there are: lgo.svg",
+                "the message's files have no \"logo.svg\"; there are: lgo.svg",
             ),
             (with_logo("3"), "there is no object \"customers/3/logo.svg\" in the bucket \"input\""),
             (message(json!({"../logo.svg": "x"})), "files \"../logo.svg\": a name has"),

@@ -92,7 +92,7 @@ fn a_document_cannot_run_its_data_or_read_outside_its_template() {
         let mut stage = Stage::with_workers(1).await;
         let failed = stage
             .handle(vec![
-                record("included", "reads-files", json!({"include": "data.json", "read": null})),
+                record("included", "reads-files", json!({"include": "/.pressrun/data.json", "read": null})),
                 record("outside", "reads-files", json!({"include": null, "read": "../letter/main.typ"})),
                 record("own", "reads-files", json!({"include": null, "read": "main.typ"})),
             ])

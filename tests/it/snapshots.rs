@@ -112,7 +112,7 @@ fn diagnostics() {
                 "#context { let n = counter(page).final().first(); [#n]; pagebreak() }\n#panic(data.text)",
                 note("my secret"),
             ),
-            ("#include \"data.json\"", note("x")),
+            ("#include sys.inputs.data", note("x")),
         ] {
             let failure = Templates::with("#data.text").and("note/main.typ", main_with(body)).failure(data).await;
             let texts_of_one: Vec<&str> =

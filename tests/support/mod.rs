@@ -55,6 +55,8 @@ pub fn config(workers: usize) -> Config {
         output_prefix: String::new(),
         input_bucket: Some(INPUT.to_owned()),
         templates_dir: test_templates(),
+        only_templates: Vec::new(),
+        max_init_time: None,
         workers,
         cores: 2,
         max_data_bytes: 1024 * 1024,
