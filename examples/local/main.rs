@@ -233,7 +233,8 @@ fn remove_earlier(record: &Record, output_prefix: &str) {
 }
 
 fn read(file: &Path) -> Result<String, String> {
-    fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))
+    let text = fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))?;
+    Ok(pressrun::json::without_byte_order_mark(&text).to_owned())
 }
 
 /// A progress bar, which is shown only on a terminal.

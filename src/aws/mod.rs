@@ -1,6 +1,6 @@
 //! The AWS services that pressrun uses, S3 and SQS: clients, timeouts and errors are alike for both.
 //!
-//! Imports [`crate::config`], [`crate::message`] and [`crate::pdf`].
+//! Imports [`crate::config`], [`crate::message`], [`crate::pdf`] and [`crate::text`].
 
 pub mod s3;
 pub mod sqs;
@@ -10,6 +10,11 @@ use std::time::Duration;
 
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+
+use crate::text;
+
+/// The longest reason of AWS's that is told whole, in bytes.
+const MAX_REASON_BYTES: usize = 1000;
 
 /// The clients of the AWS services.
 #[derive(Clone, Debug)]
@@ -52,7 +57,7 @@ pub(crate) fn summarize<E: ProvideErrorMetadata + Error + 'static>(error: &SdkEr
     match (error.code(), status(error)) {
         (Some(code), Some(status)) => {
             let message = error.message().unwrap_or("no reason given");
-            format!("{status} {code}: {message}")
+            format!("{status} {code}: {}", text::shortened(message, MAX_REASON_BYTES))
         }
         (None, Some(status)) => status.to_string(),
         _ => chain(error),
@@ -67,5 +72,5 @@ pub(crate) fn chain(error: &dyn Error) -> String {
         text = format!("{text}: {cause}");
         source = cause.source();
     }
-    text
+    text::shortened(&text, MAX_REASON_BYTES).into_owned()
 }

@@ -16,6 +16,7 @@ use crate::aws;
 use crate::config::Config;
 use crate::message::{E_INVOICE, IfExists, Pointer, RenderRequest};
 use crate::pdf::Level;
+use crate::text::Quoted;
 
 /// The two buckets that pressrun touches.
 #[derive(Clone, Debug)]
@@ -30,23 +31,24 @@ pub struct Storage {
 /// Why a message or one of its files could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum InputError {
-    #[error("the message lies in the bucket {found:?}, and only {} may be read", readable(.allowed.as_deref()))]
+    #[error("the message lies in the bucket {}, and only {} may be read", Quoted(.found), readable(.allowed.as_deref()))]
     ForeignBucket { found: String, allowed: Option<String> },
     #[error("the message names files, but INPUT_BUCKET, the bucket that they are read from, is not set")]
     NoInputBucket,
     #[error("the message has {bytes} bytes, more than the {most} that MAX_DATA_BYTES allows")]
     MessageTooLarge { bytes: usize, most: usize },
     #[error(
-        "the message's files have together more than the {most} bytes that MAX_DATA_BYTES allows; {name:?} is one too many"
+        "the message's files have together more than the {most} bytes that MAX_DATA_BYTES allows; {} is one too many",
+        Quoted(.name)
     )]
     FilesTooLarge { name: String, most: usize },
-    #[error("there is no object {key:?} in the bucket {bucket:?}")]
+    #[error("there is no object {} in the bucket {}", Quoted(.key), Quoted(.bucket))]
     NotFound { bucket: String, key: String },
-    #[error("the message is not UTF-8")]
-    NotText,
-    #[error("S3 did not give {key:?}: {reason}")]
+    #[error("the message that the pointer points to is {0}, where JSON in UTF-8 is expected")]
+    NotText(&'static str),
+    #[error("S3 did not give {}: {reason}", Quoted(.key))]
     Unavailable { key: String, reason: String },
-    #[error("S3 does not let the function read {key:?}: {reason}")]
+    #[error("S3 does not let the function read {}: {reason}", Quoted(.key))]
     Denied { key: String, reason: String },
 }
 
@@ -57,8 +59,8 @@ struct TooLarge(usize);
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     #[error(
-        "there is another message's object under {key:?} already, and if_exists says \"fail\"; \
-         give the message another key, or let it replace the object"
+        "there is another message's object under {} already, and if_exists says \"fail\"; \
+         give the message another key, or let it replace the object", Quoted(.key)
     )]
     KeyTaken { key: String },
     #[error("S3 does not let the function store the PDF: {0}")]
@@ -126,7 +128,7 @@ impl Storage {
         let most = self.max_data_bytes;
         let message = self.read(bucket, &pointer.key, most, attempt_timeout).await?;
         let message = message.map_err(|TooLarge(bytes)| InputError::MessageTooLarge { bytes, most })?;
-        String::from_utf8(message.into()).map_err(|_| InputError::NotText)
+        String::from_utf8(message.into()).map_err(|error| InputError::NotText(encoding_of(error.as_bytes())))
     }
 
     /// Reads the files that a message names, one after the other. Together they may be as large as a
@@ -307,6 +309,15 @@ impl Storage {
 /// Whether S3 refused because of how the function is deployed, whatever the message says.
 fn is_denied<E: ProvideErrorMetadata>(error: &SdkError<E>) -> bool {
     aws::status(error) == Some(403) || error.code() == Some("NoSuchBucket")
+}
+
+/// Names what bytes are that are not UTF-8.
+fn encoding_of(bytes: &[u8]) -> &'static str {
+    match bytes {
+        [0x1f, 0x8b, ..] => "gzipped",
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => "UTF-16",
+        _ => "not UTF-8",
+    }
 }
 
 fn read_error(bucket: &str, key: &str, error: &SdkError<GetObjectError>) -> InputError {

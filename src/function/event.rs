@@ -1,11 +1,12 @@
 //! Takes an SQS event apart into records, each parsed by itself, so that a malformed record fails alone.
+//!
+//! Only what is needed is read, and only what cannot be done without is required: a record's message id and its
+//! body. EventBridge Pipes, emulators and events written by hand leave out or spell otherwise what SQS writes.
 
 use std::collections::HashMap;
 
-use aws_lambda_events::event::sqs::{SqsMessage, SqsMessageAttribute};
-use serde_json::Value;
-
-use crate::json_error;
+use aws_lambda_events::event::sqs::SqsMessageAttribute;
+use serde_json::{Value, json};
 
 /// An event that is not a batch of SQS records. Nothing of it has been processed.
 #[derive(Debug, thiserror::Error)]
@@ -61,35 +62,77 @@ fn is_fifo(queue: &str) -> bool {
     queue.strip_suffix(".fifo").is_some()
 }
 
-/// Parses an event's records.
+/// Parses an event's records, which stand in its array `Records`, or are the event.
 ///
 /// # Errors
 /// When the event is not an SQS event, or has a record without a message id, whose failure could not be
 /// reported.
 pub fn parse(event: Value) -> Result<Vec<Record>, EventError> {
-    let Value::Object(mut event) = event else { return Err(EventError::NoRecords) };
-    let Some(Value::Array(records)) = event.remove("Records") else { return Err(EventError::NoRecords) };
-    records.into_iter().enumerate().map(|(index, record)| parse_record(index, record)).collect()
+    let records = match event {
+        // As EventBridge Pipes sends them.
+        Value::Array(records) if records.iter().all(Value::is_object) => Some(records),
+        Value::Object(mut event) => match event.remove("Records") {
+            Some(Value::Array(records)) => Some(records),
+            _ => None,
+        },
+        _ => None,
+    };
+    let records = records.ok_or(EventError::NoRecords)?;
+    records.iter().enumerate().map(|(index, record)| parse_record(index, record)).collect()
 }
 
-fn parse_record(index: usize, record: Value) -> Result<Record, EventError> {
-    let message_id = record.get("messageId").and_then(Value::as_str).filter(|id| !id.is_empty()).map(str::to_owned);
+fn parse_record(index: usize, record: &Value) -> Result<Record, EventError> {
+    let message_id = record.get("messageId").and_then(Value::as_str).filter(|id| !id.is_empty());
     let message_id = message_id.ok_or(EventError::NoMessageId { index })?;
-    let mut parsed = Record::new(message_id, "");
-    match serde_json::from_value::<SqsMessage>(record) {
-        Ok(message) => {
-            let system = |name: &str| message.attributes.get(name);
-            parsed.sent_timestamp_ms = system("SentTimestamp").and_then(|sent| sent.parse().ok());
-            parsed.receive_count = system("ApproximateReceiveCount").and_then(|count| count.parse().ok()).unwrap_or(1);
-            parsed.message_group = system("MessageGroupId").cloned();
-            parsed.receipt_handle = message.receipt_handle;
-            parsed.queue_arn = message.event_source_arn;
-            parsed.attributes = message.message_attributes;
-            parsed.body = message.body.ok_or_else(|| "the record has no body".to_owned());
-        }
-        Err(error) => {
-            parsed.body = Err(format!("the record is not as SQS writes it: {}", json_error::redacted(&error)));
-        }
+    let system = |name: &str| text(record.get("attributes")?.get(name)?);
+    Ok(Record {
+        body: body(record),
+        sent_timestamp_ms: system("SentTimestamp").and_then(|sent| sent.parse().ok()),
+        receive_count: system("ApproximateReceiveCount").and_then(|count| count.parse().ok()).unwrap_or(1),
+        message_group: system("MessageGroupId"),
+        receipt_handle: record.get("receiptHandle").and_then(text),
+        queue_arn: record.get("eventSourceARN").and_then(text),
+        attributes: message_attributes(record),
+        ..Record::new(message_id, "")
+    })
+}
+
+fn body(record: &Value) -> Result<String, String> {
+    let found = match record.get("body") {
+        Some(Value::String(body)) => return Ok(body.clone()),
+        None | Some(Value::Null) => return Err("the record has no \"body\"".to_owned()),
+        Some(Value::Bool(_)) => "a boolean",
+        Some(Value::Number(_)) => "a number",
+        Some(Value::Array(_)) => "an array",
+        Some(Value::Object(_)) => "an object",
+    };
+    Err(format!(
+        "the record's \"body\" is {found}, and has to be a string: the text of the message's JSON, as SQS delivers it"
+    ))
+}
+
+/// Returns the sender's attributes. One that cannot be read is left out: it is only passed on.
+fn message_attributes(record: &Value) -> HashMap<String, SqsMessageAttribute> {
+    let attributes = record.get("messageAttributes").and_then(Value::as_object).into_iter().flatten();
+    attributes.filter_map(|(name, attribute)| Some((name.clone(), message_attribute(attribute)?))).collect()
+}
+
+fn message_attribute(attribute: &Value) -> Option<SqsMessageAttribute> {
+    // SQS's own API spells the names with a capital, and some emulators pass them on so.
+    let field = |name: &str, in_the_api: &str| attribute.get(name).or_else(|| attribute.get(in_the_api)).and_then(text);
+    let string_value = field("stringValue", "StringValue");
+    let binary_value = field("binaryValue", "BinaryValue");
+    let usual_type = if string_value.is_some() { "String" } else { "Binary" };
+    let data_type = field("dataType", "DataType").unwrap_or_else(|| usual_type.to_owned());
+    let attribute = json!({"stringValue": string_value, "binaryValue": binary_value, "dataType": data_type});
+    serde_json::from_value(attribute).ok()
+}
+
+/// Returns a value as text. SQS writes numbers as strings, and not everything that stands in for it does.
+fn text(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        _ => None,
     }
-    Ok(parsed)
 }

@@ -22,7 +22,7 @@ mod runtime;
 
 use std::cell::Cell;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use aws_lambda_events::event::sqs::SqsBatchResponse;
 use futures_util::future::join_all;
@@ -252,6 +252,7 @@ impl Function {
             cores: self.config.cores,
             timings_slower_than: self.config.timings_slower_than,
             limits: Limits::new(deadline, self.config.max_render_time, self.memory_for_runs),
+            began_at_ms: now_ms(),
         };
         let reports: Vec<RecordReport> = records.iter().map(|record| RecordReport::new(record, report)).collect();
         let processing = batch::process(&context, &mut self.workers, &reports);
@@ -321,6 +322,11 @@ fn memory_for_runs(config: &Config, press: Option<u32>) -> Result<Option<u64>, S
         Some(left) if left / workers as u64 >= MIN_RUN_BYTES => Ok(Some(left)),
         _ => Err(StartError::Memory { memory_bytes, resident_bytes, workers }),
     }
+}
+
+/// The time, in milliseconds since 1970.
+fn now_ms() -> Option<i64> {
+    i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).ok()?.as_millis()).ok()
 }
 
 fn too_late() -> Outcome {

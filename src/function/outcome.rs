@@ -10,7 +10,10 @@ use crate::aws::s3::StoredObject;
 use crate::pdf::Level;
 use crate::press::RunEnd;
 use crate::render::diagnostics::Diagnostic;
+use crate::text;
 
+/// The longest message of a failure that is told whole, in bytes. A byte may take six in the log.
+const MAX_MESSAGE_BYTES: usize = 4096;
 /// The bytes of what Lambda calls a MB.
 const MEBIBYTE: u64 = 1024 * 1024;
 
@@ -122,7 +125,8 @@ impl Failure {
     /// A failure without diagnostics.
     #[must_use]
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), diagnostics: Vec::new() }
+        let message = text::shortened(&message.into(), MAX_MESSAGE_BYTES).into_owned();
+        Self { code, message, diagnostics: Vec::new() }
     }
 
     /// The data violate the template's schema, or a file cannot be used.
@@ -138,14 +142,14 @@ impl Failure {
             None => "the data are not what the template's schema says".to_owned(),
         };
         let message = format!("{what}: {first}{others}");
-        Self { code: ErrorCode::InvalidData, message, diagnostics: violations }
+        Self { diagnostics: violations, ..Self::new(ErrorCode::InvalidData, message) }
     }
 
     /// Typst reported errors.
     #[must_use]
     pub fn typst(diagnostics: Vec<Diagnostic>) -> Self {
         let message = diagnostics.first().map_or_else(|| "Typst gave no reason".to_owned(), ToString::to_string);
-        Self { code: ErrorCode::TypstError, message, diagnostics }
+        Self { diagnostics, ..Self::new(ErrorCode::TypstError, message) }
     }
 
     /// The document needed more memory than there is for a single one.

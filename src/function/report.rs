@@ -11,6 +11,10 @@ use super::event::Record;
 use super::metrics::{DocumentMetrics, Metrics};
 use super::outcome::Outcome;
 use crate::render::TemplateVersions;
+use crate::text;
+
+/// The longest message id or name of a template that is told whole, in bytes.
+const MAX_NAME_BYTES: usize = 256;
 
 /// What a report needs beside its record.
 #[derive(Clone, Copy)]
@@ -38,7 +42,8 @@ pub(super) struct RecordReport<'a> {
 impl<'a> RecordReport<'a> {
     pub fn new(record: &'a Record, context: ReportContext<'a>) -> Self {
         // A span below the log's level would be left out, and its fields with it.
-        let span = tracing::error_span!("record", messageId = record.message_id, template = Empty, worker = Empty);
+        let message_id = text::shortened(&record.message_id, MAX_NAME_BYTES);
+        let span = tracing::error_span!("record", messageId = &*message_id, template = Empty, worker = Empty);
         Self {
             record,
             span,
@@ -54,8 +59,9 @@ impl<'a> RecordReport<'a> {
     /// Sets the template that the message names, whether there is one of that name or not.
     pub fn set_template(&self, template: &str) {
         if self.template.borrow().is_none() {
-            self.span.record("template", template);
-            *self.template.borrow_mut() = Some(template.to_owned());
+            let template = text::shortened(template, MAX_NAME_BYTES);
+            self.span.record("template", &*template);
+            *self.template.borrow_mut() = Some(template.into_owned());
         }
     }
 
@@ -103,7 +109,7 @@ impl<'a> RecordReport<'a> {
     fn metrics(&self, outcome: &Outcome) -> DocumentMetrics {
         let document = DocumentMetrics {
             request_id: self.context.request_id.map(str::to_owned),
-            message_id: self.record.message_id.clone(),
+            message_id: text::shortened(&self.record.message_id, MAX_NAME_BYTES).into_owned(),
             worker: self.worker.get().map(|number| number.to_string()),
             template: self.template().filter(|name| self.context.templates.contains_key(name)),
             queue_wait: self.queue_wait.get(),

@@ -21,6 +21,7 @@ use super::fonts;
 use super::manifest::{self, Manifest};
 use super::schema::Schema;
 use super::template_error::TemplateError;
+use crate::json;
 
 /// The file, at the template's root, that a document's data are served as. `sys.inputs.data` is its name.
 const DATA_FILE: &str = "data.json";
@@ -93,6 +94,7 @@ pub(super) fn load(name: &str, dir: &Path, fonts: &CommonFonts, common: u128) ->
     let schema = load_schema(dir, &manifest)?;
     let sample_path = dir.join(SAMPLE_FILE);
     let sample = fs::read(&sample_path).map_err(|error| TemplateError::read(&sample_path, error))?;
+    let sample = json::bytes_without_byte_order_mark(&sample).to_vec();
     let files = files::load_project(dir)?;
     let fonts = fonts.with(&fonts::of_template(dir, &files)?);
     Ok(Template {

@@ -12,6 +12,7 @@ use crate::aws::s3::InputError;
 use crate::function::outcome::{ErrorCode, Failure, Stored};
 use crate::function::report::RecordReport;
 use crate::message::{self, Body, MessageError, RenderRequest};
+use crate::render::diagnostics::Diagnostic;
 
 /// What a record's message asks for.
 pub(super) enum Inputs<'a> {
@@ -143,6 +144,10 @@ impl<'a> Batch<'a> {
 
 fn refused(error: &MessageError) -> Failure {
     let code = match error {
+        MessageError::MisreadData { .. } => {
+            let violations = vec![Diagnostic::in_data(&error.to_string(), None)];
+            return Failure { diagnostics: violations, ..Failure::new(ErrorCode::InvalidData, error.to_string()) };
+        }
         MessageError::UnknownTemplate { .. } => ErrorCode::UnknownTemplate,
         _ => ErrorCode::InvalidMessage,
     };

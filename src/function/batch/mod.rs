@@ -47,6 +47,8 @@ pub(super) struct BatchContext<'a> {
     /// The render time from which on a document's timings are stored, if they are to be.
     pub timings_slower_than: Option<Duration>,
     pub limits: Limits,
+    /// When the invocation began, in milliseconds since 1970: the time of a document whose message has none.
+    pub began_at_ms: Option<i64>,
 }
 
 /// A batch that is being processed.

@@ -92,7 +92,8 @@ impl<'a> Batch<'a> {
         let mut lost = Failure::new(ErrorCode::RunLost, "no attempt has been made");
         for _ in 0..MAX_ATTEMPTS {
             let (time, memory) = self.limits(sharing);
-            let header = header(&document, *threads.borrow_and_update(), time, memory);
+            let began_at_ms = self.context.began_at_ms;
+            let header = header(&document, began_at_ms, *threads.borrow_and_update(), time, memory);
             let request = Request { header, content: content.clone(), max_response_bytes: memory.response_bytes() };
             let was_fresh = worker.is_fresh();
             let error = match worker.render(&request, &mut threads).await {
@@ -133,12 +134,18 @@ impl<'a> Batch<'a> {
     }
 }
 
-fn header(document: &Document<'_>, threads: usize, time: TimeLimit, memory: MemoryLimit) -> DocumentHeader {
+fn header(
+    document: &Document<'_>,
+    began_at_ms: Option<i64>,
+    threads: usize,
+    time: TimeLimit,
+    memory: MemoryLimit,
+) -> DocumentHeader {
     let Document { record, request, files, timings_slower_than, .. } = document;
     DocumentHeader {
         template: request.template.clone(),
         ident: record.record.message_id.clone(),
-        timestamp_ms: record.record.sent_timestamp_ms,
+        timestamp_ms: record.record.sent_timestamp_ms.or(began_at_ms),
         files: request.files.keys().cloned().zip(files.iter().map(Bytes::len)).collect(),
         threads,
         time_limit: time.time,
