@@ -49,6 +49,12 @@ impl Record {
         }
     }
 
+    /// Whether the message was delivered before.
+    #[must_use]
+    pub fn is_redelivered(&self) -> bool {
+        self.receive_count > 1
+    }
+
     /// The message group, if its order counts. In a standard queue the group only serves SQS's fair
     /// queues.
     #[must_use]

@@ -190,7 +190,8 @@ impl Failure {
         } else {
             let message = format!(
                 "rendering the document was ended after {milliseconds} ms ({cpu_milliseconds} ms of CPU time), its share \
-                 of what the invocation had left"
+                 of what the invocation had left while others waited; when its message is delivered again, it has all \
+                 that a document is granted"
             );
             Self::new(ErrorCode::DeadlineReached, message)
         }

@@ -32,6 +32,11 @@ pub(super) fn group<'a>(records: &'a [RecordReport<'a>], cores: &CoreBudget) -> 
 }
 
 impl<'a> MessageGroup<'a> {
+    /// How often the group's first message has been delivered.
+    pub fn receive_count(&self) -> u32 {
+        self.0.front().map_or(0, |(record, _)| record.record.receive_count)
+    }
+
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -50,7 +50,7 @@ impl<'a> Batch<'a> {
         let (request, mut reservation) = Box::pin(self.read_message(record)).await?;
         record.set_template(&request.template);
         let key_lock = Some(self.key_locks.lock(&request.key).await);
-        if record.record.receive_count > 1
+        if record.record.is_redelivered()
             && let Some(stored) = Box::pin(self.find_stored(&request)).await?
         {
             return Ok(Inputs::StoredBefore(stored));

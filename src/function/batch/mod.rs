@@ -1,5 +1,6 @@
 //! Schedules one batch: message groups side by side, the records of a group in order, and each
-//! worker rendering one document after another.
+//! worker rendering one document after another. Messages that were delivered before come last, since one of them
+//! may be what took too long the last time.
 //!
 //! [`record`] is a record's way from its message to its outcome, in the steps [`inputs`], [`render`]
 //! and [`outputs`]; [`groups`] says which records wait for which, and [`limits`], [`memory`] and
@@ -19,6 +20,7 @@ mod record;
 mod render;
 
 use std::cell::{Cell, RefCell};
+use std::cmp::Reverse;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -65,6 +67,8 @@ struct Batch<'a> {
     memory: BatchMemory,
     has_logged_denied: Cell<bool>,
     set_aside: RefCell<Vec<SetAside<'a>>>,
+    /// Whether messages that were delivered before are processed after those that are processed now.
+    redelivered_wait: Cell<bool>,
 }
 
 /// A record whose document needs more memory than one may have beside others, and the rest of its
@@ -99,18 +103,31 @@ pub(super) async fn process(context: &BatchContext<'_>, workers: &mut [Worker], 
         ),
         has_logged_denied: Cell::new(false),
         set_aside: RefCell::default(),
+        redelivered_wait: Cell::new(false),
     };
-    let mut groups = groups::group(batch.reports, &batch.cores);
-    while !groups.is_empty() {
-        batch.process_groups(workers, groups).await;
-        groups = match workers.first_mut() {
-            Some(worker) => batch.retry_exclusively(worker).await,
-            None => return,
-        };
-    }
+    let groups = groups::group(batch.reports, &batch.cores);
+    let (mut redelivered, first_deliveries): (Vec<_>, Vec<_>) =
+        groups.into_iter().partition(|group| group.receive_count() > 1);
+    // Whoever has come back most often has its full time limit most surely.
+    redelivered.sort_by_key(|group| Reverse(group.receive_count()));
+    batch.redelivered_wait.set(!redelivered.is_empty());
+    batch.process_all(workers, first_deliveries).await;
+    batch.redelivered_wait.set(false);
+    batch.process_all(workers, redelivered).await;
 }
 
 impl<'a> Batch<'a> {
+    /// Processes groups, and after them alone what of them needs all the memory.
+    async fn process_all(&self, workers: &mut [Worker], mut groups: Vec<MessageGroup<'a>>) {
+        while !groups.is_empty() {
+            self.process_groups(workers, groups).await;
+            groups = match workers.first_mut() {
+                Some(worker) => self.retry_exclusively(worker).await,
+                None => return,
+            };
+        }
+    }
+
     /// Processes groups side by side on all workers.
     async fn process_groups(&self, workers: &mut [Worker], groups: Vec<MessageGroup<'a>>) {
         let (queue, work) = mpsc::unbounded_channel();

@@ -10,10 +10,11 @@ use tracing::Instrument;
 use super::Batch;
 use super::cores::WaitingDocument;
 use super::inputs::Document;
-use super::limits::{MemoryLimit, TimeLimit};
+use super::limits::{MemoryLimit, TimeLimit, Turn};
 use super::memory::MemoryReservation;
 use super::record::RecordError;
 use crate::function::outcome::{ErrorCode, Failure};
+use crate::function::report::RecordReport;
 use crate::pdf::Level;
 use crate::press::protocol::{DocumentHeader, Response};
 use crate::press::{Cause, Request, RunEnd, RunFailure, RunResponse, Worker};
@@ -91,7 +92,7 @@ impl<'a> Batch<'a> {
         let mut threads = self.cores.threads();
         let mut lost = Failure::new(ErrorCode::RunLost, "no attempt has been made");
         for _ in 0..MAX_ATTEMPTS {
-            let (time, memory) = self.limits(sharing);
+            let (time, memory) = self.limits(sharing, document.record);
             let began_at_ms = self.context.began_at_ms;
             let header = header(&document, began_at_ms, *threads.borrow_and_update(), time, memory);
             let request = Request { header, content: content.clone(), max_response_bytes: memory.response_bytes() };
@@ -122,10 +123,14 @@ impl<'a> Batch<'a> {
     }
 
     /// The time and the memory that a document may have now.
-    fn limits(&self, sharing: Sharing) -> (TimeLimit, MemoryLimit) {
+    fn limits(&self, sharing: Sharing, record: &RecordReport<'_>) -> (TimeLimit, MemoryLimit) {
         let limits = &self.context.limits;
         let others_wait = self.cores.others_wait();
-        let time = limits.time(others_wait || !self.set_aside.borrow().is_empty());
+        let time = limits.time(Turn {
+            is_redelivered: record.record.is_redelivered(),
+            others_wait: others_wait || !self.set_aside.borrow().is_empty(),
+            redelivered_wait: self.redelivered_wait.get(),
+        });
         let memory = match sharing {
             Sharing::Shared => limits.shared_memory(self.workers, self.memory.bytes_unavailable_to_runs(others_wait)),
             Sharing::Exclusive => limits.exclusive_memory(self.memory.bytes_unavailable_to_runs(false)),
