@@ -36,6 +36,10 @@ const PAGES_PLACEHOLDER: &str = "1000000";
 pub const E_INVOICE: &str = "e-invoice";
 /// Stands for the level when the size of the metadata is checked: no level has a longer name.
 const E_INVOICE_PLACEHOLDER: &str = "XRECHNUNG";
+/// The name of the metadata with the time at which the message was sent, if that is known.
+pub const SENT_TIMESTAMP: &str = "sent-timestamp";
+/// Stands for that time when the size of the metadata is checked, with as many digits as it has until 2286.
+const SENT_TIMESTAMP_PLACEHOLDER: &str = "1782988200000";
 /// What is appended to a PDF's key for the key of its timings. No PDF may have a key that ends so.
 pub const TIMINGS_SUFFIX: &str = ".timings.json.gz";
 /// The most bytes of a list of templates in an error.
@@ -80,9 +84,11 @@ pub struct RenderRequest {
     /// The value of `Content-Disposition`, if the message gives a filename.
     pub content_disposition: Option<String>,
     pub if_exists: IfExists,
-    /// The object's metadata, the message's and pressrun's own, without the page count and an e-invoice's
-    /// level.
+    /// The object's metadata, the message's and pressrun's own, without the page count, an e-invoice's level
+    /// and the time at which the message was sent.
     pub metadata: BTreeMap<String, String>,
+    /// When the message was sent, in milliseconds since 1970, if that is known.
+    pub sent_timestamp_ms: Option<i64>,
 }
 
 /// What to do when another message has stored an object under the same key.
@@ -361,10 +367,12 @@ impl RenderRequest {
             ("template-digest", &version.digest),
             ("pages", PAGES_PLACEHOLDER),
             (E_INVOICE, E_INVOICE_PLACEHOLDER),
+            (SENT_TIMESTAMP, SENT_TIMESTAMP_PLACEHOLDER),
         ];
         let mut metadata = checked_metadata(message.metadata, ours)?;
         metadata.remove("pages");
         metadata.remove(E_INVOICE);
+        metadata.remove(SENT_TIMESTAMP);
         Ok(Self {
             data: Bytes::copy_from_slice(message.data.get().as_bytes()),
             template: message.template,
@@ -373,7 +381,21 @@ impl RenderRequest {
             if_exists: message.if_exists,
             content_disposition: message.filename.as_deref().map(content_disposition).transpose()?,
             metadata,
+            sent_timestamp_ms: None,
         })
+    }
+
+    /// Returns the same request of a message that was sent at this time.
+    #[must_use]
+    pub fn with_sent_timestamp(self, sent_timestamp_ms: Option<i64>) -> Self {
+        Self { sent_timestamp_ms, ..self }
+    }
+
+    /// Whether the object of a message that was sent at this time is to stay where this one would replace it.
+    #[must_use]
+    pub fn is_superseded_by(&self, sent_timestamp_ms: Option<i64>) -> bool {
+        let is_earlier = self.sent_timestamp_ms.zip(sent_timestamp_ms).is_some_and(|(own, other)| own < other);
+        is_earlier && self.if_exists == IfExists::Replace
     }
 
     /// The key of the document's timings, beside the PDF's.
@@ -382,9 +404,11 @@ impl RenderRequest {
         format!("{}{TIMINGS_SUFFIX}", self.key)
     }
 
-    /// Whether an object with this metadata was made from this very message.
+    /// Whether an object with this metadata was made from this very message, or from one that says the same by
+    /// this very template: a message that was moved back from a dead-letter queue has another id.
     pub fn has_made(&self, metadata: &HashMap<String, String>) -> bool {
         self.agrees_with(metadata, &["message-id", "message-digest"])
+            || self.agrees_with(metadata, &["message-digest", "template", "template-digest"])
     }
 
     /// Whether an object with this metadata was made from this very message by this very template, and so
@@ -478,7 +502,7 @@ fn check_pdf_key(key: &str) -> Result<(), KeyProblem> {
 /// Returns the message's metadata and pressrun's own, if S3 takes them.
 fn checked_metadata(
     given: BTreeMap<String, String>,
-    ours: [(&str, &str); 7],
+    ours: [(&str, &str); 8],
 ) -> Result<BTreeMap<String, String>, MessageError> {
     let mut metadata: BTreeMap<String, String> =
         ours.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
@@ -678,6 +702,8 @@ mod tests {
             + 7
             + "e-invoice".len()
             + 9
+            + "sent-timestamp".len()
+            + 13
             + "message-digest".len()
             + 32
             + "template-digest".len()

@@ -262,6 +262,9 @@ fn print_outcome((record, outcome): &RecordOutcome) {
                 eprintln!("{}: {}", record.message_id, warning.text);
             }
         }
+        Outcome::Superseded { key } => {
+            println!("superseded {template:<12} a message that was sent later has the key {key}");
+        }
         Outcome::DeadLettered(failure) | Outcome::PermanentFailure(failure) | Outcome::TransientFailure(failure) => {
             let kind = if matches!(outcome, Outcome::TransientFailure(_)) { "transient" } else { "permanent" };
             println!("failed     {template:<12} {kind}, {}: message {}", failure.code, record.message_id);
@@ -314,6 +317,7 @@ impl Totals {
                 self.pages += stored.pages;
                 self.bytes += stored.bytes;
             }
+            Outcome::Superseded { .. } => {}
             _ => self.failed += 1,
         }
     }

@@ -14,7 +14,7 @@ use bytes::{Bytes, BytesMut};
 
 use crate::aws;
 use crate::config::Config;
-use crate::message::{E_INVOICE, IfExists, Pointer, RenderRequest};
+use crate::message::{E_INVOICE, IfExists, Pointer, RenderRequest, SENT_TIMESTAMP};
 use crate::pdf::Level;
 use crate::text::Quoted;
 
@@ -68,6 +68,17 @@ pub enum StoreError {
     /// A retry may succeed.
     #[error("S3 did not store the PDF: {0}")]
     Unavailable(String),
+}
+
+/// What there is under a request's key before its document is rendered.
+#[derive(Debug)]
+pub enum Found {
+    /// Nothing, or an object that the document replaces.
+    Nothing,
+    /// The very object that the document would be.
+    Own(StoredObject),
+    /// The object of a message that was sent later, and that the document must not replace.
+    SentLater,
 }
 
 /// A PDF that is in S3.
@@ -183,19 +194,19 @@ impl Storage {
     }
 
     /// Looks for the object that a request would store: an earlier delivery of its message may have stored
-    /// it. A HEAD request that is denied counts as "not there": that is S3's response for an absent object
+    /// it, or a message that was sent later. A HEAD request that is denied counts as "not there": that is S3's response for an absent object
     /// if the role does not have `s3:ListBucket`.
     ///
     /// # Errors
     /// `Unavailable` if the HEAD request fails otherwise.
-    pub async fn find(
-        &self,
-        request: &RenderRequest,
-        attempt_timeout: Duration,
-    ) -> Result<Option<StoredObject>, StoreError> {
+    pub async fn find(&self, request: &RenderRequest, attempt_timeout: Duration) -> Result<Found, StoreError> {
         match self.head(request, attempt_timeout).await {
-            Ok((metadata, object)) => Ok(object.filter(|_| request.would_make(&metadata))),
-            Err(error) if matches!(aws::status(&error), Some(403 | 404)) => Ok(None),
+            Ok((metadata, Some(object))) if request.would_make(&metadata) => Ok(Found::Own(object)),
+            Ok((metadata, _)) => {
+                let sent = metadata.get(SENT_TIMESTAMP).and_then(|sent| sent.parse().ok());
+                Ok(if request.is_superseded_by(sent) { Found::SentLater } else { Found::Nothing })
+            }
+            Err(error) if matches!(aws::status(&error), Some(403 | 404)) => Ok(Found::Nothing),
             Err(error) => Err(StoreError::Unavailable(aws::summarize(&error))),
         }
     }
@@ -214,6 +225,7 @@ impl Storage {
     ) -> Result<StoredObject, StoreError> {
         let bytes = pdf.len();
         let level = e_invoice.map(|level| (E_INVOICE.to_owned(), level.to_string()));
+        let sent = request.sent_timestamp_ms.map(|sent| (SENT_TIMESTAMP.to_owned(), sent.to_string()));
         let stored = self
             .client
             .put_object()
@@ -222,7 +234,7 @@ impl Storage {
             .content_type("application/pdf")
             .set_content_disposition(request.content_disposition.clone())
             .set_if_none_match((request.if_exists == IfExists::Fail).then(|| "*".to_owned()))
-            .set_metadata(Some(request.metadata.clone().into_iter().chain(level).collect()))
+            .set_metadata(Some(request.metadata.clone().into_iter().chain(level).chain(sent).collect()))
             .metadata("pages", pages.to_string())
             .body(ByteStream::from(pdf))
             .customize()
@@ -271,7 +283,7 @@ impl Storage {
     }
 
     /// Looks, after a 412, at the object under the request's key: returns it if this message has stored it,
-    /// in an earlier delivery or an earlier attempt, else `KeyTaken`.
+    /// in an earlier delivery, in an earlier attempt or under an earlier id, else `KeyTaken`.
     async fn find_owner(&self, request: &RenderRequest, attempt_timeout: Duration) -> Result<StoredObject, StoreError> {
         match self.head(request, attempt_timeout).await {
             Ok((metadata, Some(object))) if request.has_made(&metadata) => Ok(object),

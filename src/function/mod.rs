@@ -21,6 +21,7 @@ mod retry;
 mod runtime;
 
 use std::cell::Cell;
+use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -149,6 +150,12 @@ impl Function {
             "warm"
         );
         log_sandbox_level(supervisor.sandbox_level());
+        if clients.sqs.is_some() && config.failed_queue_url.is_none() {
+            tracing::warn!(
+                "FAILED_QUEUE_URL is not set: a message that fails for good stays in its queue until that queue's redrive \
+                 policy moves it, and in a FIFO queue it holds up its message group meanwhile"
+            );
+        }
         Ok(Self {
             memory_for_runs: memory_for_runs(&config, supervisor.press_id())?,
             storage: Storage::new(clients.s3, &config),
@@ -219,14 +226,15 @@ impl Function {
         self.invoke(records, invocation).instrument(span).await
     }
 
-    async fn invoke(&mut self, records: Vec<Record>, invocation: Invocation<'_>) -> Vec<RecordOutcome> {
+    async fn invoke(&mut self, mut records: Vec<Record>, invocation: Invocation<'_>) -> Vec<RecordOutcome> {
         let deadline = invocation.deadline.minus(self.config.deadline_margin);
         // An invocation that was given up may have left runs that have seen its messages.
         self.supervisor.end_invocation(&mut self.workers, deadline.time_left()).await;
         // If there is no time for it, every document fails transiently.
         let _ = deadline.timeout(self.supervisor.ensure_running()).await;
         let before = Snapshot::take_before(&self.snapshot_at_start, &self.supervisor);
-        let (outcomes, is_timed_out) = self.outcomes(&records, invocation).await;
+        let originals = find_originals(&mut records);
+        let (outcomes, is_timed_out) = self.outcomes(&records, &originals, invocation).await;
         let outcomes: Vec<RecordOutcome> = records.into_iter().zip(outcomes).collect();
         if is_timed_out {
             tracing::error!("the deadline came before the batch was done");
@@ -239,9 +247,14 @@ impl Function {
         outcomes
     }
 
-    /// Processes every record until the deadline. `true` comes with the outcomes when that was not enough:
-    /// then runs may still be rendering.
-    async fn outcomes(&mut self, records: &[Record], invocation: Invocation<'_>) -> (Vec<Outcome>, bool) {
+    /// Processes every record until the deadline, those of the same message only once. `true` comes with the
+    /// outcomes when that was not enough: then runs may still be rendering.
+    async fn outcomes(
+        &mut self,
+        records: &[Record],
+        originals: &[usize],
+        invocation: Invocation<'_>,
+    ) -> (Vec<Outcome>, bool) {
         let deadline = invocation.deadline.minus(self.config.deadline_margin);
         let (metrics, templates) = (&self.metrics, &self.templates);
         let report = ReportContext { metrics, request_id: invocation.request_id, templates };
@@ -254,14 +267,25 @@ impl Function {
             limits: Limits::new(deadline, self.config.max_render_time, self.memory_for_runs),
             began_at_ms: now_ms(),
         };
-        let reports: Vec<RecordReport> = records.iter().map(|record| RecordReport::new(record, report)).collect();
-        let processing = batch::process(&context, &mut self.workers, &reports);
+        let with_originals = || records.iter().zip(originals).enumerate();
+        let reports: BTreeMap<usize, RecordReport> = with_originals()
+            .filter(|(index, (_, original))| index == *original)
+            .map(|(index, (record, _))| (index, RecordReport::new(record, report)))
+            .collect();
+        let processing = batch::process(&context, &mut self.workers, reports.values());
         let is_timed_out = deadline.timeout(processing).await.is_err();
-        for report in reports.iter().filter(|report| !report.is_finished()) {
+        for report in reports.values().filter(|report| !report.is_finished()) {
             report.finish(too_late());
         }
-        let outcomes = reports.into_iter().map(|report| report.into_outcome().expect("every record is finished"));
-        (outcomes.collect(), is_timed_out)
+        let outcomes = with_originals().map(|(index, (record, original))| {
+            if index == *original {
+                return reports[original].outcome();
+            }
+            let repeated = RecordReport::new(record, report);
+            repeated.finish(reports[original].repeated_outcome()?);
+            repeated.outcome()
+        });
+        (outcomes.map(|outcome| outcome.expect("every record is finished")).collect(), is_timed_out)
     }
 
     /// Compares what there is with what there was before the invocation, logs leaks, and replaces a press
@@ -322,6 +346,25 @@ fn memory_for_runs(config: &Config, press: Option<u32>) -> Result<Option<u64>, S
         Some(left) if left / workers as u64 >= MIN_RUN_BYTES => Ok(Some(left)),
         _ => Err(StartError::Memory { memory_bytes, resident_bytes, workers }),
     }
+}
+
+/// Returns for each record the index of the first record of the same message: its own, unless the batch has the
+/// message twice. That first record then counts as delivered as often as the one that says the most.
+fn find_originals(records: &mut [Record]) -> Vec<usize> {
+    let mut originals: Vec<usize> = Vec::with_capacity(records.len());
+    let mut of_id: HashMap<String, Vec<usize>> = HashMap::new();
+    for index in 0..records.len() {
+        let same_id = of_id.entry(records[index].message_id.clone()).or_default();
+        let original = same_id.iter().copied().find(|other| records[*other].body == records[index].body);
+        match original {
+            Some(original) => {
+                records[original].receive_count = records[original].receive_count.max(records[index].receive_count);
+            }
+            None => same_id.push(index),
+        }
+        originals.push(original.unwrap_or(index));
+    }
+    originals
 }
 
 /// The time, in milliseconds since 1970.

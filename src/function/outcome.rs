@@ -18,10 +18,12 @@ const MAX_MESSAGE_BYTES: usize = 4096;
 const MEBIBYTE: u64 = 1024 * 1024;
 
 /// The outcome of one record.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Outcome {
     /// The PDF is in S3, whole, and has been announced.
     Stored(Stored),
+    /// A message that was sent later has written this key already, and its PDF stays.
+    Superseded { key: String },
     /// A retry would fail in the same way. The message is in the failed queue, with the reason.
     DeadLettered(Failure),
     /// A retry would fail in the same way. The message stays in its queue, whose redrive policy takes it
@@ -32,7 +34,7 @@ pub enum Outcome {
 }
 
 /// A document whose PDF is in S3.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Stored {
     pub key: String,
     pub pages: usize,
@@ -50,7 +52,7 @@ pub struct Stored {
 }
 
 /// Why a record has failed.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Failure {
     pub code: ErrorCode,
     /// One sentence that says what was wrong, what was expected and what to do.
@@ -102,7 +104,18 @@ impl Outcome {
     /// failure.
     #[must_use]
     pub fn is_acknowledged(&self) -> bool {
-        matches!(self, Self::Stored(_) | Self::DeadLettered(_))
+        matches!(self, Self::Stored(_) | Self::Superseded { .. } | Self::DeadLettered(_))
+    }
+
+    /// The same outcome, for another record of the same message in the same batch.
+    #[must_use]
+    pub(super) fn repeated(&self) -> Self {
+        match self {
+            Self::Stored(stored) => {
+                Self::Stored(Stored { was_stored_before: true, warnings: Vec::new(), ..stored.clone() })
+            }
+            outcome => outcome.clone(),
+        }
     }
 }
 

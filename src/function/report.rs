@@ -102,8 +102,14 @@ impl<'a> RecordReport<'a> {
         self.outcome.borrow().is_some()
     }
 
-    pub fn into_outcome(self) -> Option<Outcome> {
-        self.outcome.into_inner()
+    /// The record's outcome, when it is finished.
+    pub fn outcome(&self) -> Option<Outcome> {
+        self.outcome.borrow().clone()
+    }
+
+    /// The outcome, when it is finished, for another record of the same message in the same batch.
+    pub fn repeated_outcome(&self) -> Option<Outcome> {
+        self.outcome.borrow().as_ref().map(Outcome::repeated)
     }
 
     fn metrics(&self, outcome: &Outcome) -> DocumentMetrics {
@@ -125,6 +131,7 @@ impl<'a> RecordReport<'a> {
                 render_time: (!stored.was_stored_before).then_some(stored.render_time),
                 ..document
             },
+            Outcome::Superseded { .. } => document,
             Outcome::DeadLettered(failure)
             | Outcome::PermanentFailure(failure)
             | Outcome::TransientFailure(failure) => {
@@ -152,6 +159,7 @@ fn log(outcome: &Outcome) {
             let what = if stored.was_stored_before { "had been stored by an earlier delivery" } else { "stored" };
             tracing::info!(key, pages, bytes, milliseconds, "{what}");
         }
+        Outcome::Superseded { key } => tracing::info!(key, "superseded: a message that was sent later has this key"),
         Outcome::DeadLettered(failure) | Outcome::PermanentFailure(failure) => {
             let is_dead_lettered = matches!(outcome, Outcome::DeadLettered(_));
             let diagnostics: Vec<_> = failure.diagnostics.iter().map(|diagnostic| &diagnostic.text).collect();

@@ -38,7 +38,7 @@ fn failure_of<'a>(outcomes: &'a [(String, Outcome)], id: &str) -> &'a Failure {
         Outcome::DeadLettered(failure) | Outcome::PermanentFailure(failure) | Outcome::TransientFailure(failure) => {
             failure
         }
-        Outcome::Stored(stored) => panic!("{id}: {stored:?}"),
+        other => panic!("{id}: {other:?}"),
     }
 }
 
@@ -49,7 +49,7 @@ fn assert_only_these_failed(outcomes: &[(String, Outcome)], code: ErrorCode, bad
             Outcome::PermanentFailure(failure) => {
                 assert!(bad.contains(&id.as_str()) && failure.code == code, "{id}: {failure:?}");
             }
-            Outcome::DeadLettered(failure) | Outcome::TransientFailure(failure) => panic!("{id}: {failure:?}"),
+            other => panic!("{id}: {other:?}"),
         }
     }
 }

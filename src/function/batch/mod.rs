@@ -56,7 +56,6 @@ pub(super) struct BatchContext<'a> {
 /// A batch that is being processed.
 struct Batch<'a> {
     context: &'a BatchContext<'a>,
-    reports: &'a [RecordReport<'a>],
     workers: usize,
     cores: CoreBudget,
     key_locks: KeyLocks,
@@ -87,10 +86,13 @@ type Work<'a> = Mutex<mpsc::UnboundedReceiver<QueuedDocument<'a>>>;
 
 /// Processes every record of a batch. When this returns each report has its outcome, and every run
 /// that has seen a message has ended.
-pub(super) async fn process(context: &BatchContext<'_>, workers: &mut [Worker], reports: &[RecordReport<'_>]) {
+pub(super) async fn process<'a>(
+    context: &'a BatchContext<'a>,
+    workers: &mut [Worker],
+    reports: impl Iterator<Item = &'a RecordReport<'a>>,
+) {
     let batch = Batch {
         context,
-        reports,
         workers: workers.len(),
         cores: CoreBudget::new(context.cores),
         key_locks: KeyLocks::default(),
@@ -105,7 +107,7 @@ pub(super) async fn process(context: &BatchContext<'_>, workers: &mut [Worker], 
         set_aside: RefCell::default(),
         redelivered_wait: Cell::new(false),
     };
-    let groups = groups::group(batch.reports, &batch.cores);
+    let groups = groups::group(reports, &batch.cores);
     let (mut redelivered, first_deliveries): (Vec<_>, Vec<_>) =
         groups.into_iter().partition(|group| group.receive_count() > 1);
     // Whoever has come back most often has its full time limit most surely.
@@ -141,7 +143,7 @@ impl<'a> Batch<'a> {
         tokio::join!(groups, workers);
     }
 
-    /// Processes the records of a group in order, until one fails or has to be set aside. The share
+    /// Processes the records of a group in order, until one fails for now or has to be set aside. The share
     /// of the cores and the work queue are let go of with the group's last document.
     async fn process_group(&self, mut group: MessageGroup<'a>, share: cores::CoreShare<'_>, queue: WorkQueue<'a>) {
         let (mut share, mut queue) = (Some(share), Some(queue));
@@ -151,8 +153,8 @@ impl<'a> Batch<'a> {
             let queue = if is_last { queue.take() } else { queue.clone() };
             let span = record.span.clone();
             match self.process_record(record, waiting, share, queue).instrument(span).await {
-                RecordState::Acknowledged => {}
-                RecordState::Failed => return group.stop_after(record),
+                RecordState::Done => {}
+                RecordState::FailedForNow => return group.stop_after(record),
                 RecordState::NeedsAllMemory => {
                     return self.set_aside.borrow_mut().push(SetAside { record, rest: group });
                 }
@@ -168,9 +170,9 @@ impl<'a> Batch<'a> {
             let Some(SetAside { record, rest }) = self.set_aside.borrow_mut().pop() else { return groups };
             let span = record.span.clone();
             match self.process_exclusively(worker, record).instrument(span).await {
-                RecordState::Acknowledged if rest.is_empty() => {}
-                RecordState::Acknowledged => groups.push(rest),
-                RecordState::Failed | RecordState::NeedsAllMemory => rest.stop_after(record),
+                RecordState::Done if rest.is_empty() => {}
+                RecordState::Done => groups.push(rest),
+                RecordState::FailedForNow | RecordState::NeedsAllMemory => rest.stop_after(record),
             }
         }
     }

@@ -35,13 +35,16 @@ impl Batch<'_> {
         pdf: PendingPdf,
     ) -> Result<(Stored, Option<PendingTimings>), Failure> {
         let _permit = self.uploads.acquire().await.expect("the semaphore is never closed");
-        let Document { record, request, key_lock, timings_slower_than, .. } = document;
+        let Document { record, request, mut key_lock, timings_slower_than, .. } = document;
         let PendingPdf { pages, e_invoice, warnings, render_time, pdf, timings, mut reservation } = pdf;
         let began = Instant::now();
         let timeout = self.context.limits.attempt_timeout();
         let stored = self.context.storage.store(&request, pages, e_invoice, pdf, timeout).await;
         record.set_upload_time(began.elapsed());
         let object = stored.map_err(|error| self.not_stored(&error))?;
+        if let Some(key_lock) = &mut key_lock {
+            **key_lock = request.sent_timestamp_ms;
+        }
         reservation.resize(timings.len());
         let stored = Stored::new(request.key.clone(), object, warnings, render_time);
         let is_slow = timings_slower_than.is_some_and(|slower_than| render_time > slower_than);

@@ -10,15 +10,16 @@ use super::inputs::{Document, Inputs};
 use super::outputs::PendingTimings;
 use super::render::{PendingPdf, QueuedDocument, Sharing};
 use super::{Batch, WorkQueue};
-use crate::function::outcome::{Failure, Stored};
+use crate::function::outcome::{Failure, Outcome, Stored};
 use crate::function::report::RecordReport;
 use crate::press::Worker;
 
 /// What has become of a record.
 pub(super) enum RecordState {
-    Acknowledged,
-    /// It has failed, and is delivered again or dead-lettered by its queue.
-    Failed,
+    /// It is acknowledged, or has failed for good: no later delivery could have another outcome.
+    Done,
+    /// It has failed, and a later delivery may succeed.
+    FailedForNow,
     /// It has no outcome yet: it is to be processed again, alone and with all the memory.
     NeedsAllMemory,
 }
@@ -26,6 +27,10 @@ pub(super) enum RecordState {
 /// Why a record's PDF is not stored.
 pub(super) enum RecordError {
     Failed(Failure),
+    /// A message that was sent later has written this key already.
+    Superseded {
+        key: String,
+    },
     NeedsAllMemory,
 }
 
@@ -63,6 +68,7 @@ impl<'a> Batch<'a> {
         let document = match self.read_inputs(record).await? {
             Inputs::Document(document) => *document,
             Inputs::StoredBefore(stored) => return Ok((stored, None)),
+            Inputs::Superseded { key } => return Err(RecordError::Superseded { key }),
         };
         let (document, pdf) = render_on_a_worker(document, waiting, queue).await?;
         drop(share);
@@ -82,6 +88,7 @@ impl<'a> Batch<'a> {
         let mut document = match self.read_inputs(record).await? {
             Inputs::Document(document) => *document,
             Inputs::StoredBefore(stored) => return Ok((stored, None)),
+            Inputs::Superseded { key } => return Err(RecordError::Superseded { key }),
         };
         // It is not to fail for the memory that a recording takes.
         document.timings_slower_than = None;
@@ -97,14 +104,15 @@ impl<'a> Batch<'a> {
         let (outcome, timings) = match stored {
             Ok((stored, timings)) => (self.announce(record, stored).await, timings),
             Err(RecordError::Failed(failure)) => (self.dead_letter(record, failure).await, None),
+            Err(RecordError::Superseded { key }) => (Outcome::Superseded { key }, None),
             Err(RecordError::NeedsAllMemory) => return RecordState::NeedsAllMemory,
         };
-        let is_acknowledged = outcome.is_acknowledged();
+        let has_failed_for_now = matches!(outcome, Outcome::TransientFailure(_));
         record.finish(outcome);
         if let Some(timings) = timings {
             Box::pin(self.store_timings(timings)).await;
         }
-        if is_acknowledged { RecordState::Acknowledged } else { RecordState::Failed }
+        if has_failed_for_now { RecordState::FailedForNow } else { RecordState::Done }
     }
 }
 
