@@ -28,6 +28,7 @@ mod pool;
 mod press_failures;
 mod retries;
 mod shipped_templates;
+mod silent_connections;
 mod snapshots;
 mod storage_faults;
 mod timings;
