@@ -84,6 +84,8 @@ pub struct RenderRequest {
     /// The value of `Content-Disposition`, if the message gives a filename.
     pub content_disposition: Option<String>,
     pub if_exists: IfExists,
+    /// What the sender of a direct call wants to be answered with, if the message says so.
+    pub respond: Option<Respond>,
     /// The object's metadata, the message's and pressrun's own, without the page count, an e-invoice's level
     /// and the time at which the message was sent.
     pub metadata: BTreeMap<String, String>,
@@ -98,6 +100,14 @@ pub enum IfExists {
     #[default]
     Replace,
     Fail,
+}
+
+/// What a direct call is answered with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Respond {
+    /// With the PDF itself, which is not stored.
+    Inline,
 }
 
 /// The body of an SQS message: the message itself, or a pointer to it.
@@ -134,6 +144,11 @@ pub enum MessageError {
     /// The place is in the data.
     #[error("the data cannot be used: {place}: {kind}")]
     MisreadData { place: String, kind: MisreadingKind },
+    #[error(
+        "respond is for direct calls alone: nobody waits for the answer to a message of a queue, so leave it out and \
+         find the PDF in S3"
+    )]
+    RespondFromAQueue,
     #[error("there is no template {}; there are: {}", Quoted(.name), text::shortened(.known, MAX_LIST_BYTES))]
     UnknownTemplate { name: String, known: String },
     #[error("key {} {problem}", Quoted(.key))]
@@ -300,6 +315,7 @@ struct Message<'a> {
     filename: Option<String>,
     #[serde(default)]
     if_exists: IfExists,
+    respond: Option<Respond>,
     #[serde(default)]
     metadata: BTreeMap<String, String>,
 }
@@ -379,6 +395,7 @@ impl RenderRequest {
             files: message.files,
             key,
             if_exists: message.if_exists,
+            respond: message.respond,
             content_disposition: message.filename.as_deref().map(content_disposition).transpose()?,
             metadata,
             sent_timestamp_ms: None,

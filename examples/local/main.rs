@@ -27,7 +27,7 @@ use embedded::s3::EmbeddedS3;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use pressrun::config::{Config, ConfigErrors};
 use pressrun::function::deadline::Deadline;
-use pressrun::function::event::{self, Record};
+use pressrun::function::event::{self, Event, Record};
 use pressrun::function::outcome::Outcome;
 use pressrun::function::{Function, RecordOutcome, log_census_on_request};
 use pressrun::message;
@@ -198,9 +198,11 @@ fn check_names(files: &[OsString]) -> Result<(), String> {
 }
 
 fn event_file(file: &Path) -> Result<Vec<Record>, Box<dyn Error>> {
-    let event: Value =
-        serde_json::from_str(&read(file)?).map_err(|error| format!("{} is not JSON: {error}", file.display()))?;
-    Ok(event::parse(event).map_err(|error| format!("{}: {error}", file.display()))?)
+    let name = file.display().to_string();
+    match event::parse_any(&read(file)?, Some(&name)).map_err(|error| format!("{name}: {error}"))? {
+        Event::Batch(records) => Ok(records),
+        Event::Direct(record) => Ok(vec![*record]),
+    }
 }
 
 /// Returns the record of a message that asks for a document with the data in this file.
@@ -262,6 +264,9 @@ fn print_outcome((record, outcome): &RecordOutcome) {
                 eprintln!("{}: {}", record.message_id, warning.text);
             }
         }
+        Outcome::Returned(returned) => {
+            println!("returned   {template:<12} {:>5} pages {:>10} bytes", returned.pages, returned.pdf.len());
+        }
         Outcome::Superseded { key } => {
             println!("superseded {template:<12} a message that was sent later has the key {key}");
         }
@@ -317,7 +322,7 @@ impl Totals {
                 self.pages += stored.pages;
                 self.bytes += stored.bytes;
             }
-            Outcome::Superseded { .. } => {}
+            Outcome::Superseded { .. } | Outcome::Returned(_) => {}
             _ => self.failed += 1,
         }
     }

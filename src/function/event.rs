@@ -6,15 +6,31 @@
 use std::collections::HashMap;
 
 use aws_lambda_events::event::sqs::SqsMessageAttribute;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
-/// An event that is not a batch of SQS records. Nothing of it has been processed.
+use crate::json;
+use crate::json_error;
+
+/// An event that is neither a batch of SQS records nor a message. Nothing of it has been processed.
 #[derive(Debug, thiserror::Error)]
 pub enum EventError {
-    #[error("the event is not an SQS event: it has no array \"Records\"")]
+    #[error("the event is not JSON: {0}")]
+    NotJson(String),
+    #[error("the event is not an SQS event: it has no array \"Records\"; nor is it a message: it has no \"template\"")]
     NoRecords,
     #[error("the event is not an SQS event: record {index} has no messageId, so no failure of it could be reported")]
     NoMessageId { index: usize },
+}
+
+/// What the function was invoked with.
+#[derive(Debug)]
+pub enum Event {
+    /// The records of a batch, whose failures are reported one by one.
+    Batch(Vec<Record>),
+    /// A message of whoever has invoked the function and waits for the answer, as a record.
+    Direct(Box<Record>),
 }
 
 /// A record of an SQS event: what pressrun needs of it.
@@ -32,6 +48,8 @@ pub struct Record {
     pub message_group: Option<String>,
     /// The sender's message attributes.
     pub attributes: HashMap<String, SqsMessageAttribute>,
+    /// Whether the message is the event itself, so that its sender waits for the answer.
+    pub is_direct: bool,
 }
 
 impl Record {
@@ -46,6 +64,7 @@ impl Record {
             queue_arn: None,
             message_group: None,
             attributes: HashMap::new(),
+            is_direct: false,
         }
     }
 
@@ -66,6 +85,43 @@ impl Record {
 
 fn is_fifo(queue: &str) -> bool {
     queue.strip_suffix(".fifo").is_some()
+}
+
+/// The message id of a direct call whose request id is not known.
+const DIRECT_ID: &str = "direct";
+
+/// Parses an event of any kind. A message has the request id as its message id, and its JSON is taken as it was
+/// written.
+///
+/// # Errors
+/// When the event is none of what [`Event`] lists.
+pub fn parse_any(event: &str, request_id: Option<&str>) -> Result<Event, EventError> {
+    let event = json::without_byte_order_mark(event);
+    let malformed = |error| EventError::NotJson(json_error::redacted(&error));
+    if is_message(event) {
+        let record = Record { is_direct: true, ..Record::new(request_id.unwrap_or(DIRECT_ID), event) };
+        return Ok(Event::Direct(Box::new(record)));
+    }
+    parse(serde_json::from_str(event).map_err(malformed)?).map(Event::Batch)
+}
+
+/// Whether an event is meant as a message: an object that has the message's own fields and no records.
+fn is_message(event: &str) -> bool {
+    #[derive(Deserialize)]
+    struct Fields {
+        template: Option<IgnoredAny>,
+        data: Option<IgnoredAny>,
+        #[serde(rename = "Records")]
+        records: Option<IgnoredAny>,
+    }
+    let is_object = event.trim_start().starts_with('{');
+    // A field that stands twice is the message's error, and is told as such.
+    let is_malformed_message =
+        |error: serde_json::Error| error.is_data() && error.to_string().starts_with("duplicate field");
+    is_object
+        && serde_json::from_str(event).map_or_else(is_malformed_message, |fields: Fields| {
+            fields.records.is_none() && (fields.template.is_some() || fields.data.is_some())
+        })
 }
 
 /// Parses an event's records, which stand in its array `Records`, or are the event.

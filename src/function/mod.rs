@@ -1,6 +1,6 @@
-//! The Lambda function: an SQS event in, a partial batch response out.
+//! The Lambda function: an SQS event in, a partial batch response out; or a message in, and an answer out.
 //!
-//! [`event`] parses records, [`batch`] processes them, [`outcome`] is what becomes of each, [`retry`]
+//! [`event`] parses records, [`answer`] is what a direct call is answered with, [`batch`] processes them, [`outcome`] is what becomes of each, [`retry`]
 //! when it comes back, [`report`], [`logging`] and [`metrics`] what is reported of it. [`leak_check`]
 //! compares what there is after an invocation with what there was before, [`deadline`] is the
 //! invocation's end. [`runtime`] is what Lambda calls, [`extension`] has Lambda announce its end.
@@ -8,6 +8,7 @@
 //! Imports every other module of the crate. It must never be true that the handler returns while
 //! something that it started goes on.
 
+pub mod answer;
 mod batch;
 pub mod deadline;
 pub mod event;
@@ -35,14 +36,15 @@ use crate::aws::s3::Storage;
 use crate::aws::sqs::Queues;
 use crate::census::{self, Leak};
 use crate::config::Config;
-use crate::message::ParseContext;
+use crate::message::{self, ParseContext};
 use crate::press::sandbox::SandboxLevel;
 use crate::press::{PressSettings, StartError, Supervisor, Worker};
 use crate::render::TemplateVersions;
+use answer::{Answer, InvocationError};
 use batch::BatchContext;
 use batch::limits::Limits;
 use deadline::Deadline;
-use event::{EventError, Record};
+use event::{Event, EventError, Record};
 use leak_check::Snapshot;
 use metrics::{InvocationMetrics, Metrics};
 use outcome::{ErrorCode, Failure, Outcome};
@@ -204,13 +206,38 @@ impl Function {
         event: Value,
         invocation: impl Into<Invocation<'_>>,
     ) -> Result<SqsBatchResponse, EventError> {
+        Ok(self.respond_to_batch(event::parse(event)?, invocation.into()).await)
+    }
+
+    async fn respond_to_batch(&mut self, records: Vec<Record>, invocation: Invocation<'_>) -> SqsBatchResponse {
         let mut response = SqsBatchResponse::default();
-        for (record, outcome) in self.process_batch(event::parse(event)?, invocation).await {
+        for (record, outcome) in self.process_batch(records, invocation).await {
             if !outcome.is_acknowledged() {
                 response.add_failure(record.message_id);
             }
         }
-        Ok(response)
+        response
+    }
+
+    /// Answers an event of any kind, as it was written: one of SQS as [`Function::handle`] does, and one that is
+    /// itself a message with what was stored, or with the PDF.
+    ///
+    /// # Errors
+    /// When the event is neither, or when its message failed. Nothing fails for the records of an SQS event.
+    pub async fn answer(
+        &mut self,
+        event: &str,
+        invocation: impl Into<Invocation<'_>>,
+    ) -> Result<Answer, InvocationError> {
+        let invocation = invocation.into();
+        let record = match event::parse_any(event, invocation.request_id)? {
+            Event::Batch(records) => return Ok(Answer::Batch(self.respond_to_batch(records, invocation).await)),
+            Event::Direct(record) => record,
+        };
+        let template = message::template_named_in(event).unwrap_or_default();
+        let mut outcomes = self.process_batch(vec![*record], invocation).await;
+        let (record, outcome) = outcomes.pop().expect("every record has an outcome");
+        answer::to_direct_call(&record.message_id, &template, self.storage.output_bucket(), outcome)
     }
 
     /// Processes the records of a batch. When this returns, every run that has seen a message has ended

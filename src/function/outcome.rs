@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde::Serialize;
 
 use super::batch::limits::{MemoryLimit, TimeLimit};
@@ -24,6 +25,8 @@ pub enum Outcome {
     Stored(Stored),
     /// A message that was sent later has written this key already, and its PDF stays.
     Superseded { key: String },
+    /// The PDF goes back to whoever has called the function, and is not stored.
+    Returned(Returned),
     /// A retry would fail in the same way. The message is in the failed queue, with the reason.
     DeadLettered(Failure),
     /// A retry would fail in the same way. The message stays in its queue, whose redrive policy takes it
@@ -48,6 +51,17 @@ pub struct Stored {
     pub was_stored_before: bool,
     pub warnings: Vec<Diagnostic>,
     /// The time from when the run had the whole request until it had the PDF.
+    pub render_time: Duration,
+}
+
+/// A PDF that is returned to the caller.
+#[derive(Clone, Debug)]
+pub struct Returned {
+    pub pages: usize,
+    /// The level of the e-invoice, if it is one.
+    pub e_invoice: Option<Level>,
+    pub pdf: Bytes,
+    pub warnings: Vec<Diagnostic>,
     pub render_time: Duration,
 }
 
@@ -104,7 +118,10 @@ impl Outcome {
     /// failure.
     #[must_use]
     pub fn is_acknowledged(&self) -> bool {
-        matches!(self, Self::Stored(_) | Self::Superseded { .. } | Self::DeadLettered(_))
+        match self {
+            Self::Stored(_) | Self::Superseded { .. } | Self::Returned(_) | Self::DeadLettered(_) => true,
+            Self::PermanentFailure(_) | Self::TransientFailure(_) => false,
+        }
     }
 
     /// The same outcome, for another record of the same message in the same batch.
@@ -208,6 +225,16 @@ impl Failure {
             );
             Self::new(ErrorCode::DeadlineReached, message)
         }
+    }
+
+    /// The PDF does not fit into the answer to a direct call.
+    #[must_use]
+    pub fn pdf_too_large_to_return(bytes: usize, max_bytes: usize) -> Self {
+        let message = format!(
+            "the PDF has {bytes} bytes, and the answer to a direct call has room for {max_bytes}; leave \
+             \"respond\": \"inline\" out, so that the PDF is stored"
+        );
+        Self::new(ErrorCode::InvalidMessage, message)
     }
 
     /// An earlier record of the message group failed.

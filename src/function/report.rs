@@ -132,6 +132,12 @@ impl<'a> RecordReport<'a> {
                 ..document
             },
             Outcome::Superseded { .. } => document,
+            Outcome::Returned(returned) => DocumentMetrics {
+                pages: Some((returned.pages as u64).into()),
+                pdf_size: Some((returned.pdf.len() as u64).into()),
+                render_time: Some(returned.render_time),
+                ..document
+            },
             Outcome::DeadLettered(failure)
             | Outcome::PermanentFailure(failure)
             | Outcome::TransientFailure(failure) => {
@@ -158,6 +164,13 @@ fn log(outcome: &Outcome) {
             let (key, pages, bytes) = (&stored.key, stored.pages, stored.bytes);
             let what = if stored.was_stored_before { "had been stored by an earlier delivery" } else { "stored" };
             tracing::info!(key, pages, bytes, milliseconds, "{what}");
+        }
+        Outcome::Returned(returned) => {
+            let milliseconds = returned.render_time.as_secs_f64() * 1000.0;
+            for warning in &returned.warnings {
+                tracing::warn!("{warning}");
+            }
+            tracing::info!(pages = returned.pages, bytes = returned.pdf.len(), milliseconds, "returned to the caller");
         }
         Outcome::Superseded { key } => tracing::info!(key, "superseded: a message that was sent later has this key"),
         Outcome::DeadLettered(failure) | Outcome::PermanentFailure(failure) => {

@@ -28,6 +28,7 @@ pub(super) fn visibility_changes(outcomes: &[RecordOutcome]) -> HashMap<&str, Ve
             // What has failed for good comes back after the queue's own visibility timeout.
             Outcome::Stored(_)
             | Outcome::Superseded { .. }
+            | Outcome::Returned(_)
             | Outcome::DeadLettered(_)
             | Outcome::PermanentFailure(_) => continue,
         };

@@ -9,6 +9,7 @@ mod bad_documents;
 mod broken_templates;
 mod census;
 mod delivered_twice;
+mod direct_calls;
 mod e_invoices;
 mod event_shapes;
 mod failed_queue;

@@ -112,7 +112,11 @@ impl<'a> Batch<'a> {
     fn parse(&self, message: &str, record: &RecordReport<'_>) -> Result<RenderRequest, Failure> {
         let (id, sent_timestamp_ms) = (&record.record.message_id, record.record.sent_timestamp_ms);
         let request = RenderRequest::parse(message, id, self.context.parse);
-        request.map(|request| request.with_sent_timestamp(sent_timestamp_ms)).map_err(|error| {
+        let allowed = request.and_then(|request| match request.respond {
+            Some(_) if !record.record.is_direct => Err(MessageError::RespondFromAQueue),
+            _ => Ok(request.with_sent_timestamp(sent_timestamp_ms)),
+        });
+        allowed.map_err(|error| {
             if let Some(template) = message::template_named_in(message) {
                 record.set_template(&template);
             }

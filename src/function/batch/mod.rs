@@ -15,7 +15,7 @@ mod groups;
 mod inputs;
 pub mod limits;
 mod memory;
-mod outputs;
+pub mod outputs;
 mod record;
 mod render;
 

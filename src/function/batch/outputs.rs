@@ -9,12 +9,13 @@ use super::Batch;
 use super::groups::KeyLock;
 use super::inputs::Document;
 use super::memory::MemoryReservation;
+use super::record::Success;
 use super::render::PendingPdf;
 use crate::aws::s3::StoreError;
 use crate::aws::sqs::{Announcement, FailedMessage};
-use crate::function::outcome::{ErrorCode, Failure, Outcome, Stored};
+use crate::function::outcome::{ErrorCode, Failure, Outcome, Returned, Stored};
 use crate::function::report::RecordReport;
-use crate::message::RenderRequest;
+use crate::message::{RenderRequest, Respond};
 use crate::pdf::Level;
 
 /// The timings of a document that took longer than `TIMINGS_SLOWER_THAN_MS`. Its PDF is stored.
@@ -27,9 +28,51 @@ pub(super) struct PendingTimings {
     _reservation: MemoryReservation,
 }
 
+/// The largest PDF that the answer to a direct call has room for: Lambda's limit is 6 MB, of which a kilobyte is
+/// for the rest, and base64 makes four bytes of three.
+/// Source: <https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html>.
+const MAX_RETURNED_BYTES: usize = (6 * 1024 * 1024 - 1024) / 4 * 3;
+
+/// Describes a stored document to whoever waits for it.
+pub(in crate::function) fn announcement<'a>(
+    message_id: &'a str,
+    template: &'a str,
+    bucket: &'a str,
+    stored: &'a Stored,
+) -> Announcement<'a> {
+    Announcement {
+        message_id,
+        template,
+        bucket,
+        key: &stored.key,
+        version_id: stored.version_id.as_deref(),
+        e_tag: stored.e_tag.as_deref().map(|e_tag| e_tag.trim_matches('"')),
+        pages: stored.pages,
+        bytes: stored.bytes,
+        e_invoice: stored.e_invoice.map(Level::as_str),
+    }
+}
+
 impl Batch<'_> {
+    /// Stores a document's PDF, or hands it back if its sender waits for it.
+    pub(super) async fn store_or_return(
+        &self,
+        document: Document<'_>,
+        pdf: PendingPdf,
+    ) -> Result<(Success, Option<PendingTimings>), Failure> {
+        if document.request.respond != Some(Respond::Inline) {
+            let (stored, timings) = self.store(document, pdf).await?;
+            return Ok((Success::Stored(stored), timings));
+        }
+        let PendingPdf { pages, e_invoice, warnings, render_time, pdf, .. } = pdf;
+        if pdf.len() > MAX_RETURNED_BYTES {
+            return Err(Failure::pdf_too_large_to_return(pdf.len(), MAX_RETURNED_BYTES));
+        }
+        Ok((Success::Returned(Returned { pages, e_invoice, pdf, warnings, render_time }), None))
+    }
+
     /// Stores a document's PDF. With it come the document's timings, if they are to be stored too.
-    pub(super) async fn store(
+    async fn store(
         &self,
         document: Document<'_>,
         pdf: PendingPdf,
@@ -61,18 +104,9 @@ impl Batch<'_> {
     /// Announces a stored document, if there is a queue for that. If the queue does not take the
     /// announcement, the message is delivered again and announced then.
     pub(super) async fn announce(&self, record: &RecordReport<'_>, stored: Stored) -> Outcome {
-        let template = record.template();
-        let announcement = Announcement {
-            message_id: &record.record.message_id,
-            template: template.as_deref().unwrap_or_default(),
-            bucket: self.context.storage.output_bucket(),
-            key: &stored.key,
-            version_id: stored.version_id.as_deref(),
-            e_tag: stored.e_tag.as_deref().map(|e_tag| e_tag.trim_matches('"')),
-            pages: stored.pages,
-            bytes: stored.bytes,
-            e_invoice: stored.e_invoice.map(Level::as_str),
-        };
+        let template = record.template().unwrap_or_default();
+        let bucket = self.context.storage.output_bucket();
+        let announcement = announcement(&record.record.message_id, &template, bucket, &stored);
         let group = record.record.message_group.as_deref();
         match self.context.queues.announce(&announcement, group, self.context.limits.attempt_timeout()).await {
             Ok(()) => Outcome::Stored(stored),
@@ -88,6 +122,10 @@ impl Batch<'_> {
     pub(super) async fn dead_letter(&self, record: &RecordReport<'_>, failure: Failure) -> Outcome {
         if !failure.code.is_permanent() {
             return Outcome::TransientFailure(failure);
+        }
+        // Whoever has called the function hears of it.
+        if record.record.is_direct {
+            return Outcome::PermanentFailure(failure);
         }
         let template = record.template();
         let Ok(body) = &record.record.body else { return Outcome::PermanentFailure(failure) };

@@ -10,7 +10,7 @@ use super::inputs::{Document, Inputs};
 use super::outputs::PendingTimings;
 use super::render::{PendingPdf, QueuedDocument, Sharing};
 use super::{Batch, WorkQueue};
-use crate::function::outcome::{Failure, Outcome, Stored};
+use crate::function::outcome::{Failure, Outcome, Returned, Stored};
 use crate::function::report::RecordReport;
 use crate::press::Worker;
 
@@ -41,7 +41,13 @@ impl From<Failure> for RecordError {
 }
 
 /// A success, and the timings that are to be stored after it, if any are.
-type StoredResult = Result<(Stored, Option<PendingTimings>), RecordError>;
+type RecordResult = Result<(Success, Option<PendingTimings>), RecordError>;
+
+/// Where a record's PDF is.
+pub(super) enum Success {
+    Stored(Stored),
+    Returned(Returned),
+}
 
 impl<'a> Batch<'a> {
     /// Processes a record while others are processed beside it. The group's last record brings the
@@ -64,15 +70,15 @@ impl<'a> Batch<'a> {
         waiting: Option<WaitingDocument>,
         share: Option<CoreShare<'_>>,
         queue: Option<WorkQueue<'a>>,
-    ) -> StoredResult {
+    ) -> RecordResult {
         let document = match self.read_inputs(record).await? {
             Inputs::Document(document) => *document,
-            Inputs::StoredBefore(stored) => return Ok((stored, None)),
+            Inputs::StoredBefore(stored) => return Ok((Success::Stored(stored), None)),
             Inputs::Superseded { key } => return Err(RecordError::Superseded { key }),
         };
         let (document, pdf) = render_on_a_worker(document, waiting, queue).await?;
         drop(share);
-        Ok(self.store(document, pdf).await?)
+        Ok(self.store_or_return(document, pdf).await?)
     }
 
     /// Processes a record again, when no other document is rendered and no PDF waits to be stored, in
@@ -82,12 +88,12 @@ impl<'a> Batch<'a> {
         self.finish(record, stored).await
     }
 
-    async fn render_exclusively_and_store(&self, worker: &mut Worker, record: &'a RecordReport<'a>) -> StoredResult {
+    async fn render_exclusively_and_store(&self, worker: &mut Worker, record: &'a RecordReport<'a>) -> RecordResult {
         let reservation = self.memory.reserve_only_pdf().await;
         let share = self.cores.share();
         let mut document = match self.read_inputs(record).await? {
             Inputs::Document(document) => *document,
-            Inputs::StoredBefore(stored) => return Ok((stored, None)),
+            Inputs::StoredBefore(stored) => return Ok((Success::Stored(stored), None)),
             Inputs::Superseded { key } => return Err(RecordError::Superseded { key }),
         };
         // It is not to fail for the memory that a recording takes.
@@ -96,13 +102,14 @@ impl<'a> Batch<'a> {
         drop(share);
         worker.end_invocation().await;
         let (document, pdf) = rendered?;
-        Ok(self.store(document, pdf).await?)
+        Ok(self.store_or_return(document, pdf).await?)
     }
 
     /// Announces the PDF or dead-letters the message, and reports the record's outcome.
-    async fn finish(&self, record: &RecordReport<'_>, stored: StoredResult) -> RecordState {
+    async fn finish(&self, record: &RecordReport<'_>, stored: RecordResult) -> RecordState {
         let (outcome, timings) = match stored {
-            Ok((stored, timings)) => (self.announce(record, stored).await, timings),
+            Ok((Success::Stored(stored), timings)) => (self.announce(record, stored).await, timings),
+            Ok((Success::Returned(returned), timings)) => (Outcome::Returned(returned), timings),
             Err(RecordError::Failed(failure)) => (self.dead_letter(record, failure).await, None),
             Err(RecordError::Superseded { key }) => (Outcome::Superseded { key }, None),
             Err(RecordError::NeedsAllMemory) => return RecordState::NeedsAllMemory,
