@@ -80,6 +80,8 @@ NOT_RUN_HERE = {
     ".ci/run": "runs this",
     "sam build": "test_sam.py runs it",
     "sam deploy --guided": "needs AWS",
+    'aws lambda invoke --function-name "$FUNCTION_NAME" --cli-binary-format raw-in-base64-out '
+    "--payload file://events/direct.json answer.json": "needs AWS; test_runtime_interface_emulator.py sends the same",
     test_cargo_lambda.WATCH: "test_cargo_lambda.py runs it",
     test_cargo_lambda.INVOKE: "test_cargo_lambda.py runs it",
     'aws sqs start-message-move-task --source-arn "$DEAD_LETTER_QUEUE_ARN" --destination-arn "$QUEUE_ARN"': "moto cannot",
