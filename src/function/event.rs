@@ -1,7 +1,7 @@
 //! Takes an SQS event apart into records, each parsed by itself, so that a malformed record fails alone.
 //!
 //! Only what is needed is read, and only what cannot be done without is required: a record's message id and its
-//! body. EventBridge Pipes, emulators and events written by hand leave out or spell otherwise what SQS writes.
+//! body. `EventBridge` Pipes, emulators and events written by hand leave out or spell otherwise what SQS writes.
 
 use std::collections::HashMap;
 

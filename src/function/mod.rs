@@ -224,6 +224,9 @@ impl Function {
     ///
     /// # Errors
     /// When the event is neither, or when its message failed. Nothing fails for the records of an SQS event.
+    ///
+    /// # Panics
+    /// Never: every record has an outcome.
     pub async fn answer(
         &mut self,
         event: &str,

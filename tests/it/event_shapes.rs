@@ -37,7 +37,7 @@ fn of_sam() -> Value {
     })
 }
 
-/// A record as LocalStack sends it.
+/// A record as `LocalStack` sends it.
 fn of_localstack() -> Value {
     json!({
         "messageId": "b8b7a1f2",
@@ -63,7 +63,7 @@ fn of_localstack() -> Value {
     })
 }
 
-/// A record as bridges from ElasticMQ make it of what `ReceiveMessage` returns.
+/// A record as bridges from `ElasticMQ` make it of what `ReceiveMessage` returns.
 fn of_elastic_mq() -> Value {
     json!({
         "messageId": "9d4d2a8e",
