@@ -132,8 +132,12 @@ impl Limits {
         let left = self.deadline.time_left().unwrap_or(MAX_INVOCATION);
         let share = match turn {
             Turn { is_redelivered: true, .. } if left >= self.max_render_time => left,
-            Turn { is_redelivered: false, redelivered_wait: true, .. } => left.saturating_sub(self.max_render_time) / 2,
-            Turn { others_wait: true, .. } => left / 2,
+            Turn { is_redelivered: false, redelivered_wait: true, .. } if left >= self.max_render_time => {
+                // A little more than one needs, so that nobody has to be left without any time at all.
+                let reserved = self.max_render_time + self.max_render_time / 16;
+                (left.saturating_sub(reserved) / 2).max(self.max_render_time / 64)
+            }
+            Turn { others_wait: true, .. } | Turn { redelivered_wait: true, .. } => left / 2,
             Turn { .. } => left,
         };
         TimeLimit { time: share.min(self.max_render_time), is_full_limit: share >= self.max_render_time }
@@ -176,6 +180,15 @@ mod tests {
             }
             limits.deadline = in_time(left);
             assert!(limits.time(REDELIVERED).is_full_limit, "{max_render_time:?}: {left:?} left");
+        }
+    }
+
+    #[test]
+    fn nobody_is_left_without_time_for_the_sake_of_a_redelivered_document() {
+        for left in [59_000, 31_000, 29_600, 29_000, 1_000] {
+            let mut limits = Limits::new(in_time(Duration::from_secs(59)), None, None);
+            limits.deadline = in_time(Duration::from_millis(left));
+            assert!(limits.time(REDELIVERED_WAIT).time > Duration::from_millis(400), "{left}");
         }
     }
 
