@@ -1,5 +1,13 @@
 //! Errors of `serde_json` without the values that they quote: these are a customer's data, and errors go to
 //! the log.
+//!
+//! Imports [`crate::text`].
+
+use crate::text;
+
+/// The longest error that is told whole, in bytes. A longer one names a field of the message that is long
+/// itself.
+const MAX_ERROR_BYTES: usize = 600;
 
 /// Describes an error as `serde_json` does, but names only the kind of a value that is of the wrong kind.
 #[must_use]
@@ -7,7 +15,9 @@ pub fn redacted(error: &serde_json::Error) -> String {
     let text = error.to_string();
     // As in: invalid type: string "secret", expected a map at line 1 column 20
     let quoting = ["invalid type: ", "invalid value: "].into_iter().find(|start| text.starts_with(start));
-    let Some((start, expected)) = quoting.zip(text.rfind(", expected ")) else { return text };
+    let Some((start, expected)) = quoting.zip(text.rfind(", expected ")) else {
+        return text::shortened(&text, MAX_ERROR_BYTES).into_owned();
+    };
     let found = &text[start.len()..expected];
     let kind = found.find(['"', '`']).map_or(found, |quote| found[..quote].trim_end());
     format!("{start}{kind}{}", &text[expected..])

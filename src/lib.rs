@@ -26,19 +26,23 @@
 //! - [`render`]: Typst, from a template and data to a PDF.
 //! - [`pdf`]: what is done to a PDF after Typst.
 //! - [`census`]: what processes hold.
+//! - [`json`]: JSON that would be misread.
 //! - [`json_error`]: errors of JSON without the values that they quote.
+//! - [`text`]: texts of others, bounded before they are quoted.
 //! - [`os`]: all `unsafe` code.
 
 pub mod aws;
 pub mod census;
 pub mod config;
 pub mod function;
+pub mod json;
 pub mod json_error;
 pub mod message;
 pub mod os;
 pub mod pdf;
 pub mod press;
 pub mod render;
+pub mod text;
 
 use std::env;
 use std::ffi::OsString;

@@ -1,17 +1,22 @@
 //! The message contract: what the body of an SQS message has to say, and what it may not. A
 //! [`RenderRequest`] exists only if it is valid.
 //!
-//! Imports [`crate::render`] for the versions of templates, and [`crate::json_error`].
+//! Imports [`crate::render`] for the versions of templates, [`crate::json`], [`crate::json_error`] and
+//! [`crate::text`].
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 
 use bytes::Bytes;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
+use crate::json::{self, Misreading, MisreadingKind};
 use crate::json_error;
 use crate::render::TemplateVersions;
+use crate::text::{self, Quoted};
 
 /// S3's limit for a key, in bytes. Source: <https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html>.
 const MAX_KEY_BYTES: usize = 1024;
@@ -31,10 +36,22 @@ const PAGES_PLACEHOLDER: &str = "1000000";
 pub const E_INVOICE: &str = "e-invoice";
 /// Stands for the level when the size of the metadata is checked: no level has a longer name.
 const E_INVOICE_PLACEHOLDER: &str = "XRECHNUNG";
+/// The name of the metadata with the time at which the message was sent, if that is known.
+pub const SENT_TIMESTAMP: &str = "sent-timestamp";
+/// Stands for that time when the size of the metadata is checked, with as many digits as it has until 2286.
+const SENT_TIMESTAMP_PLACEHOLDER: &str = "1782988200000";
 /// What is appended to a PDF's key for the key of its timings. No PDF may have a key that ends so.
 pub const TIMINGS_SUFFIX: &str = ".timings.json.gz";
-/// The class name that the Amazon SQS Extended Client Library writes before a pointer.
-const POINTER_CLASS: &str = "software.amazon.payloadoffloading.PayloadS3Pointer";
+/// The most bytes of a list of templates in an error.
+const MAX_LIST_BYTES: usize = 1000;
+/// The class names that Extended Client Libraries write before a pointer: that of today, and that of Java's up to
+/// version 1.0 and of several ports. Java's of today reads both.
+const POINTER_CLASSES: [&str; 2] =
+    ["software.amazon.payloadoffloading.PayloadS3Pointer", "com.amazon.sqs.javamessaging.MessageS3Pointer"];
+/// A text of fewer bytes is not taken for base64, since a word may look like it.
+const MIN_BASE64_BYTES: usize = 16;
+/// How base64 of anything gzipped begins.
+const BASE64_OF_GZIP: &str = "H4sI";
 
 /// A document that a valid message asks for.
 ///
@@ -67,9 +84,13 @@ pub struct RenderRequest {
     /// The value of `Content-Disposition`, if the message gives a filename.
     pub content_disposition: Option<String>,
     pub if_exists: IfExists,
-    /// The object's metadata, the message's and pressrun's own, without the page count and an e-invoice's
-    /// level.
+    /// What the sender of a direct call wants to be answered with, if the message says so.
+    pub respond: Option<Respond>,
+    /// The object's metadata, the message's and pressrun's own, without the page count, an e-invoice's level
+    /// and the time at which the message was sent.
     pub metadata: BTreeMap<String, String>,
+    /// When the message was sent, in milliseconds since 1970, if that is known.
+    pub sent_timestamp_ms: Option<i64>,
 }
 
 /// What to do when another message has stored an object under the same key.
@@ -79,6 +100,14 @@ pub enum IfExists {
     #[default]
     Replace,
     Fail,
+}
+
+/// What a direct call is answered with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Respond {
+    /// With the PDF itself, which is not stored.
+    Inline,
 }
 
 /// The body of an SQS message: the message itself, or a pointer to it.
@@ -103,29 +132,44 @@ pub struct Pointer {
 pub enum MessageError {
     #[error("the message is not the JSON it should be: {}", json_error::redacted(.0))]
     Malformed(serde_json::Error),
+    #[error("{0}")]
+    OtherBody(OtherBody),
     #[error(
         "the body is a JSON array, but not a pointer as the SQS Extended Client Library writes it, \
-         [\"{POINTER_CLASS}\", {{\"s3BucketName\": …, \"s3Key\": …}}]"
+         [\"{class}\", {{\"s3BucketName\": …, \"s3Key\": …}}]", class = POINTER_CLASSES[0]
     )]
     NotAPointer,
-    #[error("there is no template {name:?}; there are: {known}")]
+    #[error("the message at {}: {}", .0.place, .0.kind)]
+    Misread(Misreading),
+    /// The place is in the data.
+    #[error("the data cannot be used: {place}: {kind}")]
+    MisreadData { place: String, kind: MisreadingKind },
+    #[error(
+        "respond is for direct calls alone: nobody waits for the answer to a message of a queue, so leave it out and \
+         find the PDF in S3"
+    )]
+    RespondFromAQueue,
+    #[error("there is no template {}; there are: {}", Quoted(.name), text::shortened(.known, MAX_LIST_BYTES))]
     UnknownTemplate { name: String, known: String },
-    #[error("key {key:?} {problem}")]
+    #[error("key {} {problem}", Quoted(.key))]
     Key { key: String, problem: KeyProblem },
     #[error("files has {found} entries, and a message may have {MAX_FILES}")]
     TooManyFiles { found: usize },
     #[error(
-        "files {name:?}: a name has 1 to {MAX_FILE_NAME_BYTES} letters, digits, dots, dashes and underscores, \
-         and begins with a letter or digit"
+        "files {}: a name has 1 to {MAX_FILE_NAME_BYTES} letters, digits, dots, dashes and underscores, \
+         and begins with a letter or digit", Quoted(.name)
     )]
     FileName { name: String },
-    #[error("files {name:?}: the key {key:?} {problem}")]
+    #[error("files {}: the key {} {problem}", Quoted(.name), Quoted(.key))]
     FileKey { name: String, key: String, problem: KeyProblem },
-    #[error("filename has to be 1 to {MAX_FILENAME_BYTES} bytes without /, \\ and control characters")]
+    #[error(
+        "filename has to be 1 to {MAX_FILENAME_BYTES} bytes without /, \\, control characters and those that change the \
+         direction of text, and not of dots and spaces alone"
+    )]
     Filename,
     #[error(
-        "metadata {name:?}: {problem}; S3 takes names of letters, digits, - and _, and values of printable ASCII \
-         that neither begin nor end with a space"
+        "metadata {}: {problem}; S3 takes names of letters, digits, - and _, and values of printable ASCII \
+         that neither begin nor end with a space", Quoted(.name)
     )]
     Metadata { name: String, problem: &'static str },
     #[error(
@@ -133,6 +177,103 @@ pub enum MessageError {
          {surplus} have to go", surplus = bytes - MAX_METADATA_BYTES
     )]
     MetadataTooLarge { bytes: usize },
+}
+
+/// A body that is plainly of another kind than pressrun's, and that somebody has sent in good faith.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OtherBody {
+    SnsEnvelope,
+    EventBridgeEvent,
+    S3Notification,
+    SqsEvent,
+    EncodedTwice,
+    Base64,
+    Base64OfGzip,
+}
+
+impl fmt::Display for OtherBody {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Self::SnsEnvelope => {
+                "the body is an SNS envelope around a message: set RawMessageDelivery to true on the topic's \
+                 subscription, so that SNS delivers the message alone"
+            }
+            Self::EventBridgeEvent => {
+                "the body is an EventBridge event: give the rule's target the input path $.detail, or an input \
+                 transformer, so that EventBridge delivers the message alone"
+            }
+            Self::S3Notification => {
+                "the body is a notification of S3's that an object has changed, which names no template: send a message, \
+                 or a pointer to one as the SQS Extended Client Library writes it"
+            }
+            Self::SqsEvent => {
+                "the body is a whole event of SQS's for Lambda: send what stands in the \"body\" of each of its records"
+            }
+            Self::EncodedTwice => {
+                "the body is a JSON string, where a JSON object is expected: the message has been encoded twice, so \
+                 encode it once"
+            }
+            Self::Base64 => "the body is base64, where JSON is expected: send the JSON text itself",
+            Self::Base64OfGzip => {
+                "the body is gzipped and in base64, where JSON is expected: send the JSON text itself, or what is too \
+                 large for SQS with the SQS Extended Client Library"
+            }
+        })
+    }
+}
+
+impl OtherBody {
+    /// Tells what a body is that is no message.
+    fn of(body: &str) -> Option<Self> {
+        let is_base64_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"+/-_=\r\n".contains(&byte);
+        let body = body.trim();
+        if body.len() >= MIN_BASE64_BYTES && body.bytes().all(is_base64_byte) {
+            return Some(if body.starts_with(BASE64_OF_GZIP) { Self::Base64OfGzip } else { Self::Base64 });
+        }
+        if body.starts_with('"') {
+            return serde_json::from_str::<IgnoredAny>(body).is_ok().then_some(Self::EncodedTwice);
+        }
+        let fields: EnvelopeFields = serde_json::from_str(body).ok()?;
+        match fields {
+            EnvelopeFields { template: Some(_), .. } => None,
+            EnvelopeFields { sns_type: Some(_), topic_arn: Some(_), .. } => Some(Self::SnsEnvelope),
+            EnvelopeFields { detail_type: Some(_), detail: Some(_), .. } => Some(Self::EventBridgeEvent),
+            EnvelopeFields { service: Some(service), .. } if service == "Amazon S3" => Some(Self::S3Notification),
+            EnvelopeFields { records: Some(records), .. } => {
+                let source = records.first().and_then(|record| record.event_source.as_deref());
+                match source {
+                    Some("aws:s3") => Some(Self::S3Notification),
+                    Some("aws:sqs") => Some(Self::SqsEvent),
+                    _ => None,
+                }
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The fields that envelopes of AWS's services are known by.
+#[derive(Deserialize)]
+struct EnvelopeFields {
+    template: Option<IgnoredAny>,
+    #[serde(rename = "Type")]
+    sns_type: Option<IgnoredAny>,
+    #[serde(rename = "TopicArn")]
+    topic_arn: Option<IgnoredAny>,
+    #[serde(rename = "detail-type")]
+    detail_type: Option<IgnoredAny>,
+    detail: Option<IgnoredAny>,
+    /// S3 sends a test event when notifications are set up.
+    #[serde(rename = "Service")]
+    service: Option<String>,
+    #[serde(rename = "Records")]
+    records: Option<Vec<EnvelopeRecord>>,
+}
+
+#[derive(Deserialize)]
+struct EnvelopeRecord {
+    #[serde(rename = "eventSource")]
+    event_source: Option<String>,
 }
 
 /// What is wrong with a key.
@@ -174,6 +315,7 @@ struct Message<'a> {
     filename: Option<String>,
     #[serde(default)]
     if_exists: IfExists,
+    respond: Option<Respond>,
     #[serde(default)]
     metadata: BTreeMap<String, String>,
 }
@@ -182,13 +324,22 @@ impl<'a> Body<'a> {
     /// Tells a message from a pointer.
     ///
     /// # Errors
-    /// When the body is a JSON array but not a pointer.
+    /// When the body is a JSON array but not a pointer, or points to what cannot be an object.
     pub fn parse(body: &'a str) -> Result<Self, MessageError> {
+        let body = json::without_byte_order_mark(body);
         if !body.trim_start().starts_with('[') {
             return Ok(Self::Message(body));
         }
         match serde_json::from_str::<(String, Pointer)>(body) {
-            Ok((class, pointer)) if class == POINTER_CLASS => Ok(Self::Pointer(pointer)),
+            Ok((class, pointer)) if POINTER_CLASSES.contains(&class.as_str()) => {
+                // The SDK panics at a key that makes a URL of more than 64 KiB.
+                let problem = match pointer.key.len() {
+                    0 => KeyProblem::Empty,
+                    1..=MAX_KEY_BYTES => return Ok(Self::Pointer(pointer)),
+                    _ => KeyProblem::TooLong,
+                };
+                Err(MessageError::Key { key: pointer.key, problem })
+            }
             _ => Err(MessageError::NotAPointer),
         }
     }
@@ -200,7 +351,7 @@ pub fn template_named_in(message: &str) -> Option<String> {
     struct Named {
         template: String,
     }
-    serde_json::from_str(message).ok().map(|named: Named| named.template)
+    serde_json::from_str(json::without_byte_order_mark(message)).ok().map(|named: Named| named.template)
 }
 
 impl RenderRequest {
@@ -209,13 +360,16 @@ impl RenderRequest {
     /// # Errors
     /// The first thing that is wrong.
     pub fn parse(message: &str, message_id: &str, context: ParseContext) -> Result<Self, MessageError> {
-        let message_digest = digest(message);
-        let message: Message = serde_json::from_str(message).map_err(MessageError::Malformed)?;
+        let text = json::without_byte_order_mark(message);
+        let message_digest = digest(text);
+        let message: Message = serde_json::from_str(text)
+            .map_err(|error| OtherBody::of(text).map_or(MessageError::Malformed(error), MessageError::OtherBody))?;
         let ParseContext { templates, output_prefix } = context;
         let Some(version) = templates.get(&message.template) else {
             let known: Vec<_> = templates.keys().map(String::as_str).collect();
             return Err(MessageError::UnknownTemplate { name: message.template, known: known.join(", ") });
         };
+        check_reading(text)?;
         check_files(&message.files)?;
         let name = message.key.unwrap_or_else(|| format!("{}/{message_id}.pdf", message.template));
         check_key(&name).map_err(|problem| MessageError::Key { key: name.clone(), problem })?;
@@ -229,19 +383,36 @@ impl RenderRequest {
             ("template-digest", &version.digest),
             ("pages", PAGES_PLACEHOLDER),
             (E_INVOICE, E_INVOICE_PLACEHOLDER),
+            (SENT_TIMESTAMP, SENT_TIMESTAMP_PLACEHOLDER),
         ];
         let mut metadata = checked_metadata(message.metadata, ours)?;
         metadata.remove("pages");
         metadata.remove(E_INVOICE);
+        metadata.remove(SENT_TIMESTAMP);
         Ok(Self {
             data: Bytes::copy_from_slice(message.data.get().as_bytes()),
             template: message.template,
             files: message.files,
             key,
             if_exists: message.if_exists,
+            respond: message.respond,
             content_disposition: message.filename.as_deref().map(content_disposition).transpose()?,
             metadata,
+            sent_timestamp_ms: None,
         })
+    }
+
+    /// Returns the same request of a message that was sent at this time.
+    #[must_use]
+    pub fn with_sent_timestamp(self, sent_timestamp_ms: Option<i64>) -> Self {
+        Self { sent_timestamp_ms, ..self }
+    }
+
+    /// Whether the object of a message that was sent at this time is to stay where this one would replace it.
+    #[must_use]
+    pub fn is_superseded_by(&self, sent_timestamp_ms: Option<i64>) -> bool {
+        let is_earlier = self.sent_timestamp_ms.zip(sent_timestamp_ms).is_some_and(|(own, other)| own < other);
+        is_earlier && self.if_exists == IfExists::Replace
     }
 
     /// The key of the document's timings, beside the PDF's.
@@ -250,9 +421,11 @@ impl RenderRequest {
         format!("{}{TIMINGS_SUFFIX}", self.key)
     }
 
-    /// Whether an object with this metadata was made from this very message.
+    /// Whether an object with this metadata was made from this very message, or from one that says the same by
+    /// this very template: a message that was moved back from a dead-letter queue has another id.
     pub fn has_made(&self, metadata: &HashMap<String, String>) -> bool {
         self.agrees_with(metadata, &["message-id", "message-digest"])
+            || self.agrees_with(metadata, &["message-digest", "template", "template-digest"])
     }
 
     /// Whether an object with this metadata was made from this very message by this very template, and so
@@ -295,6 +468,18 @@ pub fn check_key(key: &str) -> Result<(), KeyProblem> {
     }
 }
 
+/// Checks that the message means to serde and to Typst what its author has written.
+fn check_reading(message: &str) -> Result<(), MessageError> {
+    let Some(misreading) = json::find_misreading(message) else { return Ok(()) };
+    match misreading.place.strip_prefix("/data") {
+        Some("") => Err(MessageError::MisreadData { place: "at the top".to_owned(), kind: misreading.kind }),
+        Some(place) if place.starts_with('/') => {
+            Err(MessageError::MisreadData { place: place.to_owned(), kind: misreading.kind })
+        }
+        _ => Err(MessageError::Misread(misreading)),
+    }
+}
+
 fn check_files(files: &BTreeMap<String, String>) -> Result<(), MessageError> {
     if files.len() > MAX_FILES {
         return Err(MessageError::TooManyFiles { found: files.len() });
@@ -334,7 +519,7 @@ fn check_pdf_key(key: &str) -> Result<(), KeyProblem> {
 /// Returns the message's metadata and pressrun's own, if S3 takes them.
 fn checked_metadata(
     given: BTreeMap<String, String>,
-    ours: [(&str, &str); 7],
+    ours: [(&str, &str); 8],
 ) -> Result<BTreeMap<String, String>, MessageError> {
     let mut metadata: BTreeMap<String, String> =
         ours.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
@@ -373,12 +558,21 @@ fn is_printable_ascii(value: &str) -> bool {
 
 /// Returns `attachment` with the file's name, as RFC 6266 and RFC 8187 spell it.
 fn content_disposition(filename: &str) -> Result<String, MessageError> {
-    let is_bad = |character: char| character.is_control() || character == '/' || character == '\\';
-    if filename.is_empty() || filename.len() > MAX_FILENAME_BYTES || filename.contains(is_bad) {
+    let is_bad = |character: char| {
+        character.is_control() || changes_direction(character) || character == '/' || character == '\\'
+    };
+    let is_empty = filename.chars().all(|character| character == '.' || character.is_whitespace());
+    if is_empty || filename.len() > MAX_FILENAME_BYTES || filename.contains(is_bad) {
         return Err(MessageError::Filename);
     }
     let encoded = percent_encoding::utf8_percent_encode(filename, NOT_ATTR_CHAR);
     Ok(format!("attachment; filename*=UTF-8''{encoded}"))
+}
+
+/// Whether a character changes the direction of the text after it, and so can hide what a file's name ends with:
+/// Unicode's property `Bidi_Control`.
+fn changes_direction(character: char) -> bool {
+    matches!(character, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// All characters but RFC 8187's `attr-char`.
@@ -478,7 +672,19 @@ mod tests {
             job.content_disposition.unwrap(),
             "attachment; filename*=UTF-8''Rechnung%207%20%E2%80%93%20M%C3%BCller.pdf"
         );
-        for bad in ["", "a/b.pdf", "a\\\\b.pdf", "a\\r\\nSet-Cookie: x"] {
+        let bad = [
+            "",
+            ".",
+            "..",
+            "  ",
+            " .",
+            "a\u{202e}fdp.exe",
+            "a\u{2066}b",
+            "a/b.pdf",
+            "a\\\\b.pdf",
+            "a\\r\\nSet-Cookie: x",
+        ];
+        for bad in bad {
             let message = format!(r#"{{"template": "invoice", "data": 1, "filename": "{bad}"}}"#);
             assert!(matches!(parse(&message).unwrap_err(), MessageError::Filename), "{bad}");
         }
@@ -513,6 +719,8 @@ mod tests {
             + 7
             + "e-invoice".len()
             + 9
+            + "sent-timestamp".len()
+            + 13
             + "message-digest".len()
             + 32
             + "template-digest".len()
@@ -525,9 +733,109 @@ mod tests {
     }
 
     #[test]
+    fn a_name_that_stands_twice_is_refused_with_its_place() {
+        for (message, expected) in [
+            (
+                r#"{"template": "invoice", "data": {"lines": [{"a": 1, "a": 2}]}}"#,
+                "the data cannot be used: /lines/0/a: the name stands twice in its object, and only one of the two would \
+                 be read",
+            ),
+            (
+                r#"{"template": "invoice", "data": 1, "metadata": {"a": "1", "a": "2"}}"#,
+                "the message at /metadata/a: the name stands twice in its object, and only one of the two would be read",
+            ),
+            (
+                r#"{"template": "invoice", "data": 1, "files": {"a": "1", "\u0061": "2"}}"#,
+                "the message at /files/a: the name stands twice in its object, and only one of the two would be read",
+            ),
+            (
+                r#"{"template": "invoice", "data": 1, "data": 2}"#,
+                "the message is not the JSON it should be: duplicate field `data` at line 1 column 41",
+            ),
+        ] {
+            assert_eq!(refused(message), expected);
+        }
+    }
+
+    #[test]
+    fn a_whole_number_beyond_64_bits_is_refused_with_its_place() {
+        let with = |data: &str| parse(&format!(r#"{{"template": "invoice", "data": {data}}}"#));
+        let at = |data: &str| match with(data).unwrap_err() {
+            MessageError::MisreadData { place, kind: MisreadingKind::WholeNumberTooLarge } => place,
+            other => panic!("{other}"),
+        };
+        assert_eq!(at(r#"{"id": 12345678901234567890}"#), "/id");
+        assert_eq!(at("12345678901234567890"), "at the top");
+        assert!(with(r#"{"id": "12345678901234567890", "max": 9223372036854775807, "x": 1.5e30}"#).is_ok());
+    }
+
+    #[test]
+    fn what_is_plainly_another_kind_of_body_is_named() {
+        let sns = r#"{"Type": "Notification", "MessageId": "m", "TopicArn": "arn:aws:sns:eu-central-1:1:t", "Message": "{}"}"#;
+        let event =
+            r#"{"version": "0", "id": "e", "detail-type": "Invoice", "source": "shop", "detail": {"template": "x"}}"#;
+        let object_created =
+            r#"{"Records": [{"eventVersion": "2.1", "eventSource": "aws:s3", "s3": {"object": {"key": "k"}}}]}"#;
+        let s3_test = r#"{"Service": "Amazon S3", "Event": "s3:TestEvent", "Bucket": "b"}"#;
+        let sqs = r#"{"Records": [{"messageId": "m", "body": "{}", "eventSource": "aws:sqs"}]}"#;
+        for (body, expected) in [
+            (sns, OtherBody::SnsEnvelope),
+            (event, OtherBody::EventBridgeEvent),
+            (object_created, OtherBody::S3Notification),
+            (s3_test, OtherBody::S3Notification),
+            (sqs, OtherBody::SqsEvent),
+            (r#""{\"template\": \"invoice\"}""#, OtherBody::EncodedTwice),
+            ("eyJ0ZW1wbGF0ZSI6ICJpbnZvaWNlIn0=", OtherBody::Base64),
+            ("H4sIAAAAAAAAA6tWKkktLlGyUlAqS8wpTVWqBQBBLTSsFAAAAA==", OtherBody::Base64OfGzip),
+        ] {
+            let error = parse(body).unwrap_err();
+            assert!(matches!(error, MessageError::OtherBody(other) if other == expected), "{body}: {error}");
+        }
+        // And what only resembles them is told as it is.
+        for body in
+            ["hello", "letter", "{}", r#"{"template": "invoice", "Type": 1, "TopicArn": 2}"#, r#"{"Records": 1}"#]
+        {
+            assert!(matches!(parse(body).unwrap_err(), MessageError::Malformed(_)), "{body}");
+        }
+        assert!(refused(sns).contains("RawMessageDelivery"));
+    }
+
+    #[test]
+    fn a_byte_order_mark_changes_nothing() {
+        let message = r#"{"template": "invoice", "data": {"a": 1}}"#;
+        let marked = format!("\u{feff}{message}");
+        let (plain, marked) = (parse(message).unwrap(), parse(&marked).unwrap());
+        assert_eq!((plain.data, plain.metadata), (marked.data, marked.metadata));
+        assert_eq!(Body::parse("\u{feff}{}").unwrap(), Body::Message("{}"));
+        let pointer =
+            "\u{feff}[\"software.amazon.payloadoffloading.PayloadS3Pointer\",{\"s3BucketName\":\"b\",\"s3Key\":\"k\"}]";
+        assert!(matches!(Body::parse(pointer).unwrap(), Body::Pointer(_)));
+    }
+
+    #[test]
+    fn an_error_is_short_however_long_what_it_quotes() {
+        let long = "x".repeat(900_000);
+        for message in [
+            format!(r#"{{"template": "{long}", "data": 1}}"#),
+            format!(r#"{{"template": "invoice", "data": 1, "key": "{long}"}}"#),
+            format!(r#"{{"template": "invoice", "data": 1, "{long}": 1}}"#),
+            format!(r#"{{"template": "invoice", "data": 1, "files": {{"{long}": "k"}}}}"#),
+            format!(r#"{{"template": "invoice", "data": 1, "files": {{"a": "{long}"}}}}"#),
+            format!(r#"{{"template": "invoice", "data": 1, "metadata": {{"{long} ": "k"}}}}"#),
+            format!(r#"{{"template": "invoice", "data": 1, "if_exists": "{long}"}}"#),
+            format!(r#"{{"template": "invoice", "data": {{"{long}": 1, "{long}": 1}}}}"#),
+        ] {
+            assert!(refused(&message).len() < 2000, "{}", &message[..100]);
+        }
+    }
+
+    #[test]
     fn a_pointer_is_told_from_a_message() {
-        let body = r#"["software.amazon.payloadoffloading.PayloadS3Pointer",{"s3BucketName":"in","s3Key":"k"}]"#;
-        assert_eq!(Body::parse(body).unwrap(), Body::Pointer(Pointer { bucket: "in".to_owned(), key: "k".to_owned() }));
+        let pointer = || Body::Pointer(Pointer { bucket: "in".to_owned(), key: "k".to_owned() });
+        for class in POINTER_CLASSES {
+            let body = format!(r#"["{class}",{{"s3BucketName":"in","s3Key":"k"}}]"#);
+            assert_eq!(Body::parse(&body).unwrap(), pointer());
+        }
         assert_eq!(Body::parse("{}").unwrap(), Body::Message("{}"));
         for body in ["[]", "[1, 2]", r#"["other.Class",{"s3BucketName":"in","s3Key":"k"}]"#] {
             assert!(matches!(Body::parse(body).unwrap_err(), MessageError::NotAPointer), "{body}");

@@ -8,9 +8,9 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use pressrun::function::event::{self, Record};
+use pressrun::function::event::{self, Event, Record};
 use serde::de::IgnoredAny;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{BATCH_SIZE, USAGE, input, template_of};
 
@@ -126,9 +126,11 @@ fn data_files(file: &Path) -> Vec<Result<PathBuf, String>> {
 }
 
 fn event_file(file: &Path) -> Result<Vec<Record>, Box<dyn Error>> {
-    let event: Value =
-        serde_json::from_str(&read(file)?).map_err(|error| format!("{} is not JSON: {error}", file.display()))?;
-    Ok(event::parse(event).map_err(|error| format!("{}: {error}", file.display()))?)
+    let name = file.display().to_string();
+    match event::parse_any(&read(file)?, Some(&name)).map_err(|error| format!("{name}: {error}"))? {
+        Event::Batch(records) => Ok(records),
+        Event::Direct(record) => Ok(vec![*record]),
+    }
 }
 
 /// Returns the record of a message that asks for a document with the data in this file. `names` are those that
@@ -168,5 +170,5 @@ pub fn read(file: &Path) -> Result<String, String> {
         fs::read_to_string(file)
     };
     let text = text.map_err(|error| format!("{}: {error}", file.display()))?;
-    Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
+    Ok(pressrun::json::without_byte_order_mark(&text).to_owned())
 }

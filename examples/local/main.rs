@@ -240,6 +240,12 @@ fn print_outcome((record, outcome): &RecordOutcome, written: &Written) {
                 eprintln!("{}: {}", record.message_id, warning.text);
             }
         }
+        Outcome::Returned(returned) => {
+            println!("returned   {template:<12} {:>5} pages {:>10} bytes", returned.pages, returned.pdf.len());
+        }
+        Outcome::Superseded { key } => {
+            println!("superseded {template:<12} a message that was sent later has the key {key}");
+        }
         Outcome::DeadLettered(failure) | Outcome::PermanentFailure(failure) | Outcome::TransientFailure(failure) => {
             let kind = if matches!(outcome, Outcome::TransientFailure(_)) { "transient" } else { "permanent" };
             println!("failed     {template:<12} {kind}, {}: message {}", failure.code, record.message_id);
@@ -279,6 +285,7 @@ impl Totals {
                 self.pages += stored.pages;
                 self.bytes += stored.bytes;
             }
+            Outcome::Superseded { .. } | Outcome::Returned(_) => {}
             _ => self.failed += 1,
         }
     }

@@ -14,8 +14,9 @@ use bytes::{Bytes, BytesMut};
 
 use crate::aws;
 use crate::config::Config;
-use crate::message::{E_INVOICE, IfExists, Pointer, RenderRequest};
+use crate::message::{E_INVOICE, IfExists, Pointer, RenderRequest, SENT_TIMESTAMP};
 use crate::pdf::Level;
+use crate::text::Quoted;
 
 /// The two buckets that pressrun touches.
 #[derive(Clone, Debug)]
@@ -30,23 +31,24 @@ pub struct Storage {
 /// Why a message or one of its files could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum InputError {
-    #[error("the message lies in the bucket {found:?}, and only {} may be read", readable(.allowed.as_deref()))]
+    #[error("the message lies in the bucket {}, and only {} may be read", Quoted(.found), readable(.allowed.as_deref()))]
     ForeignBucket { found: String, allowed: Option<String> },
     #[error("the message names files, but INPUT_BUCKET, the bucket that they are read from, is not set")]
     NoInputBucket,
     #[error("the message has {bytes} bytes, more than the {most} that MAX_DATA_BYTES allows")]
     MessageTooLarge { bytes: usize, most: usize },
     #[error(
-        "the message's files have together more than the {most} bytes that MAX_DATA_BYTES allows; {name:?} is one too many"
+        "the message's files have together more than the {most} bytes that MAX_DATA_BYTES allows; {} is one too many",
+        Quoted(.name)
     )]
     FilesTooLarge { name: String, most: usize },
-    #[error("there is no object {key:?} in the bucket {bucket:?}")]
+    #[error("there is no object {} in the bucket {}", Quoted(.key), Quoted(.bucket))]
     NotFound { bucket: String, key: String },
-    #[error("the message is not UTF-8")]
-    NotText,
-    #[error("S3 did not give {key:?}: {reason}")]
+    #[error("the message that the pointer points to is {0}, where JSON in UTF-8 is expected")]
+    NotText(&'static str),
+    #[error("S3 did not give {}: {reason}", Quoted(.key))]
     Unavailable { key: String, reason: String },
-    #[error("S3 does not let the function read {key:?}: {reason}")]
+    #[error("S3 does not let the function read {}: {reason}", Quoted(.key))]
     Denied { key: String, reason: String },
 }
 
@@ -57,8 +59,8 @@ struct TooLarge(usize);
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     #[error(
-        "there is another message's object under {key:?} already, and if_exists says \"fail\"; \
-         give the message another key, or let it replace the object"
+        "there is another message's object under {} already, and if_exists says \"fail\"; \
+         give the message another key, or let it replace the object", Quoted(.key)
     )]
     KeyTaken { key: String },
     #[error("S3 does not let the function store the PDF: {0}")]
@@ -66,6 +68,17 @@ pub enum StoreError {
     /// A retry may succeed.
     #[error("S3 did not store the PDF: {0}")]
     Unavailable(String),
+}
+
+/// What there is under a request's key before its document is rendered.
+#[derive(Debug)]
+pub enum Found {
+    /// Nothing, or an object that the document replaces.
+    Nothing,
+    /// The very object that the document would be.
+    Own(StoredObject),
+    /// The object of a message that was sent later, and that the document must not replace.
+    SentLater,
 }
 
 /// A PDF that is in S3.
@@ -126,7 +139,7 @@ impl Storage {
         let most = self.max_data_bytes;
         let message = self.read(bucket, &pointer.key, most, attempt_timeout).await?;
         let message = message.map_err(|TooLarge(bytes)| InputError::MessageTooLarge { bytes, most })?;
-        String::from_utf8(message.into()).map_err(|_| InputError::NotText)
+        String::from_utf8(message.into()).map_err(|error| InputError::NotText(encoding_of(error.as_bytes())))
     }
 
     /// Reads the files that a message names, one after the other. Together they may be as large as a
@@ -181,19 +194,19 @@ impl Storage {
     }
 
     /// Looks for the object that a request would store: an earlier delivery of its message may have stored
-    /// it. A HEAD request that is denied counts as "not there": that is S3's response for an absent object
+    /// it, or a message that was sent later. A HEAD request that is denied counts as "not there": that is S3's response for an absent object
     /// if the role does not have `s3:ListBucket`.
     ///
     /// # Errors
     /// `Unavailable` if the HEAD request fails otherwise.
-    pub async fn find(
-        &self,
-        request: &RenderRequest,
-        attempt_timeout: Duration,
-    ) -> Result<Option<StoredObject>, StoreError> {
+    pub async fn find(&self, request: &RenderRequest, attempt_timeout: Duration) -> Result<Found, StoreError> {
         match self.head(request, attempt_timeout).await {
-            Ok((metadata, object)) => Ok(object.filter(|_| request.would_make(&metadata))),
-            Err(error) if matches!(aws::status(&error), Some(403 | 404)) => Ok(None),
+            Ok((metadata, Some(object))) if request.would_make(&metadata) => Ok(Found::Own(object)),
+            Ok((metadata, _)) => {
+                let sent = metadata.get(SENT_TIMESTAMP).and_then(|sent| sent.parse().ok());
+                Ok(if request.is_superseded_by(sent) { Found::SentLater } else { Found::Nothing })
+            }
+            Err(error) if matches!(aws::status(&error), Some(403 | 404)) => Ok(Found::Nothing),
             Err(error) => Err(StoreError::Unavailable(aws::summarize(&error))),
         }
     }
@@ -212,6 +225,7 @@ impl Storage {
     ) -> Result<StoredObject, StoreError> {
         let bytes = pdf.len();
         let level = e_invoice.map(|level| (E_INVOICE.to_owned(), level.to_string()));
+        let sent = request.sent_timestamp_ms.map(|sent| (SENT_TIMESTAMP.to_owned(), sent.to_string()));
         let stored = self
             .client
             .put_object()
@@ -220,7 +234,7 @@ impl Storage {
             .content_type("application/pdf")
             .set_content_disposition(request.content_disposition.clone())
             .set_if_none_match((request.if_exists == IfExists::Fail).then(|| "*".to_owned()))
-            .set_metadata(Some(request.metadata.clone().into_iter().chain(level).collect()))
+            .set_metadata(Some(request.metadata.clone().into_iter().chain(level).chain(sent).collect()))
             .metadata("pages", pages.to_string())
             .body(ByteStream::from(pdf))
             .customize()
@@ -269,7 +283,7 @@ impl Storage {
     }
 
     /// Looks, after a 412, at the object under the request's key: returns it if this message has stored it,
-    /// in an earlier delivery or an earlier attempt, else `KeyTaken`.
+    /// in an earlier delivery, in an earlier attempt or under an earlier id, else `KeyTaken`.
     async fn find_owner(&self, request: &RenderRequest, attempt_timeout: Duration) -> Result<StoredObject, StoreError> {
         match self.head(request, attempt_timeout).await {
             Ok((metadata, Some(object))) if request.has_made(&metadata) => Ok(object),
@@ -307,6 +321,15 @@ impl Storage {
 /// Whether S3 refused because of how the function is deployed, whatever the message says.
 fn is_denied<E: ProvideErrorMetadata>(error: &SdkError<E>) -> bool {
     aws::status(error) == Some(403) || error.code() == Some("NoSuchBucket")
+}
+
+/// Names what bytes are that are not UTF-8.
+fn encoding_of(bytes: &[u8]) -> &'static str {
+    match bytes {
+        [0x1f, 0x8b, ..] => "gzipped",
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => "UTF-16",
+        _ => "not UTF-8",
+    }
 }
 
 fn read_error(bucket: &str, key: &str, error: &SdkError<GetObjectError>) -> InputError {

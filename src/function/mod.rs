@@ -1,6 +1,6 @@
-//! The Lambda function: an SQS event in, a partial batch response out.
+//! The Lambda function: an SQS event in, a partial batch response out; or a message in, and an answer out.
 //!
-//! [`event`] parses records, [`batch`] processes them, [`outcome`] is what becomes of each, [`retry`]
+//! [`event`] parses records, [`answer`] is what a direct call is answered with, [`batch`] processes them, [`outcome`] is what becomes of each, [`retry`]
 //! when it comes back, [`report`], [`logging`] and [`metrics`] what is reported of it. [`leak_check`]
 //! compares what there is after an invocation with what there was before, [`deadline`] is the
 //! invocation's end. [`runtime`] is what Lambda calls, [`extension`] has Lambda announce its end.
@@ -8,6 +8,7 @@
 //! Imports every other module of the crate. It must never be true that the handler returns while
 //! something that it started goes on.
 
+pub mod answer;
 mod batch;
 pub mod deadline;
 pub mod event;
@@ -21,8 +22,9 @@ mod retry;
 mod runtime;
 
 use std::cell::Cell;
+use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use aws_lambda_events::event::sqs::SqsBatchResponse;
 use futures_util::future::join_all;
@@ -34,14 +36,15 @@ use crate::aws::s3::Storage;
 use crate::aws::sqs::Queues;
 use crate::census::{self, Leak};
 use crate::config::Config;
-use crate::message::ParseContext;
+use crate::message::{self, ParseContext};
 use crate::press::sandbox::SandboxLevel;
 use crate::press::{PressSettings, StartError, Supervisor, Worker};
 use crate::render::TemplateVersions;
+use answer::{Answer, InvocationError};
 use batch::BatchContext;
 use batch::limits::Limits;
 use deadline::Deadline;
-use event::{EventError, Record};
+use event::{Event, EventError, Record};
 use leak_check::Snapshot;
 use metrics::{InvocationMetrics, Metrics};
 use outcome::{ErrorCode, Failure, Outcome};
@@ -151,6 +154,12 @@ impl Function {
             "warm"
         );
         log_sandbox_level(supervisor.sandbox_level());
+        if clients.sqs.is_some() && config.failed_queue_url.is_none() {
+            tracing::warn!(
+                "FAILED_QUEUE_URL is not set: a message that fails for good stays in its queue until that queue's redrive \
+                 policy moves it, and in a FIFO queue it holds up its message group meanwhile"
+            );
+        }
         Ok(Self {
             memory_for_runs: memory_for_runs(&config, supervisor.press_id())?,
             storage: Storage::new(clients.s3, &config),
@@ -199,13 +208,41 @@ impl Function {
         event: Value,
         invocation: impl Into<Invocation<'_>>,
     ) -> Result<SqsBatchResponse, EventError> {
+        Ok(self.respond_to_batch(event::parse(event)?, invocation.into()).await)
+    }
+
+    async fn respond_to_batch(&mut self, records: Vec<Record>, invocation: Invocation<'_>) -> SqsBatchResponse {
         let mut response = SqsBatchResponse::default();
-        for (record, outcome) in self.process_batch(event::parse(event)?, invocation).await {
+        for (record, outcome) in self.process_batch(records, invocation).await {
             if !outcome.is_acknowledged() {
                 response.add_failure(record.message_id);
             }
         }
-        Ok(response)
+        response
+    }
+
+    /// Answers an event of any kind, as it was written: one of SQS as [`Function::handle`] does, and one that is
+    /// itself a message with what was stored, or with the PDF.
+    ///
+    /// # Errors
+    /// When the event is neither, or when its message failed. Nothing fails for the records of an SQS event.
+    ///
+    /// # Panics
+    /// Never: every record has an outcome.
+    pub async fn answer(
+        &mut self,
+        event: &str,
+        invocation: impl Into<Invocation<'_>>,
+    ) -> Result<Answer, InvocationError> {
+        let invocation = invocation.into();
+        let record = match event::parse_any(event, invocation.request_id)? {
+            Event::Batch(records) => return Ok(Answer::Batch(self.respond_to_batch(records, invocation).await)),
+            Event::Direct(record) => record,
+        };
+        let template = message::template_named_in(event).unwrap_or_default();
+        let mut outcomes = self.process_batch(vec![*record], invocation).await;
+        let (record, outcome) = outcomes.pop().expect("every record has an outcome");
+        answer::to_direct_call(&record.message_id, &template, self.storage.output_bucket(), outcome)
     }
 
     /// Processes the records of a batch. When this returns, every run that has seen a message has ended
@@ -221,14 +258,15 @@ impl Function {
         self.invoke(records, invocation).instrument(span).await
     }
 
-    async fn invoke(&mut self, records: Vec<Record>, invocation: Invocation<'_>) -> Vec<RecordOutcome> {
+    async fn invoke(&mut self, mut records: Vec<Record>, invocation: Invocation<'_>) -> Vec<RecordOutcome> {
         let deadline = invocation.deadline.minus(self.config.deadline_margin);
         // An invocation that was given up may have left runs that have seen its messages.
         self.supervisor.end_invocation(&mut self.workers, deadline.time_left()).await;
         // If there is no time for it, every document fails transiently.
         let _ = deadline.timeout(self.supervisor.ensure_running()).await;
         let before = Snapshot::take_before(&self.snapshot_at_start, &self.supervisor);
-        let (outcomes, is_timed_out) = self.outcomes(&records, invocation).await;
+        let originals = find_originals(&mut records);
+        let (outcomes, is_timed_out) = self.outcomes(&records, &originals, invocation).await;
         let outcomes: Vec<RecordOutcome> = records.into_iter().zip(outcomes).collect();
         if is_timed_out {
             tracing::error!("the deadline came before the batch was done");
@@ -241,9 +279,14 @@ impl Function {
         outcomes
     }
 
-    /// Processes every record until the deadline. `true` comes with the outcomes when that was not enough:
-    /// then runs may still be rendering.
-    async fn outcomes(&mut self, records: &[Record], invocation: Invocation<'_>) -> (Vec<Outcome>, bool) {
+    /// Processes every record until the deadline, those of the same message only once. `true` comes with the
+    /// outcomes when that was not enough: then runs may still be rendering.
+    async fn outcomes(
+        &mut self,
+        records: &[Record],
+        originals: &[usize],
+        invocation: Invocation<'_>,
+    ) -> (Vec<Outcome>, bool) {
         let deadline = invocation.deadline.minus(self.config.deadline_margin);
         let (metrics, templates) = (&self.metrics, &self.templates);
         let report = ReportContext { metrics, request_id: invocation.request_id, templates };
@@ -254,15 +297,27 @@ impl Function {
             cores: self.config.cores,
             timings_slower_than: self.config.timings_slower_than,
             limits: Limits::new(deadline, self.config.max_render_time, self.memory_for_runs),
+            began_at_ms: now_ms(),
         };
-        let reports: Vec<RecordReport> = records.iter().map(|record| RecordReport::new(record, report)).collect();
-        let processing = batch::process(&context, &mut self.workers, &reports);
+        let with_originals = || records.iter().zip(originals).enumerate();
+        let reports: BTreeMap<usize, RecordReport> = with_originals()
+            .filter(|(index, (_, original))| index == *original)
+            .map(|(index, (record, _))| (index, RecordReport::new(record, report)))
+            .collect();
+        let processing = batch::process(&context, &mut self.workers, reports.values());
         let is_timed_out = deadline.timeout(processing).await.is_err();
-        for report in reports.iter().filter(|report| !report.is_finished()) {
+        for report in reports.values().filter(|report| !report.is_finished()) {
             report.finish(too_late());
         }
-        let outcomes = reports.into_iter().map(|report| report.into_outcome().expect("every record is finished"));
-        (outcomes.collect(), is_timed_out)
+        let outcomes = with_originals().map(|(index, (record, original))| {
+            if index == *original {
+                return reports[original].outcome();
+            }
+            let repeated = RecordReport::new(record, report);
+            repeated.finish(reports[original].repeated_outcome()?);
+            repeated.outcome()
+        });
+        (outcomes.map(|outcome| outcome.expect("every record is finished")).collect(), is_timed_out)
     }
 
     /// Compares what there is with what there was before the invocation, logs leaks, and replaces a press
@@ -323,6 +378,30 @@ fn memory_for_runs(config: &Config, press: Option<u32>) -> Result<Option<u64>, S
         Some(left) if left / workers as u64 >= MIN_RUN_BYTES => Ok(Some(left)),
         _ => Err(StartError::Memory { memory_bytes, resident_bytes, workers }),
     }
+}
+
+/// Returns for each record the index of the first record of the same message: its own, unless the batch has the
+/// message twice. That first record then counts as delivered as often as the one that says the most.
+fn find_originals(records: &mut [Record]) -> Vec<usize> {
+    let mut originals: Vec<usize> = Vec::with_capacity(records.len());
+    let mut of_id: HashMap<String, Vec<usize>> = HashMap::new();
+    for index in 0..records.len() {
+        let same_id = of_id.entry(records[index].message_id.clone()).or_default();
+        let original = same_id.iter().copied().find(|other| records[*other].body == records[index].body);
+        match original {
+            Some(original) => {
+                records[original].receive_count = records[original].receive_count.max(records[index].receive_count);
+            }
+            None => same_id.push(index),
+        }
+        originals.push(original.unwrap_or(index));
+    }
+    originals
+}
+
+/// The time, in milliseconds since 1970.
+fn now_ms() -> Option<i64> {
+    i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).ok()?.as_millis()).ok()
 }
 
 fn too_late() -> Outcome {

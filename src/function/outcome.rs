@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde::Serialize;
 
 use super::batch::limits::{MemoryLimit, TimeLimit};
@@ -10,15 +11,22 @@ use crate::aws::s3::StoredObject;
 use crate::pdf::Level;
 use crate::press::RunEnd;
 use crate::render::diagnostics::Diagnostic;
+use crate::text;
 
+/// The longest message of a failure that is told whole, in bytes. A byte may take six in the log.
+const MAX_MESSAGE_BYTES: usize = 4096;
 /// The bytes of what Lambda calls a MB.
 const MEBIBYTE: u64 = 1024 * 1024;
 
 /// The outcome of one record.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Outcome {
     /// The PDF is in S3, whole, and has been announced.
     Stored(Stored),
+    /// A message that was sent later has written this key already, and its PDF stays.
+    Superseded { key: String },
+    /// The PDF goes back to whoever has called the function, and is not stored.
+    Returned(Returned),
     /// A retry would fail in the same way. The message is in the failed queue, with the reason.
     DeadLettered(Failure),
     /// A retry would fail in the same way. The message stays in its queue, whose redrive policy takes it
@@ -29,7 +37,7 @@ pub enum Outcome {
 }
 
 /// A document whose PDF is in S3.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Stored {
     pub key: String,
     pub pages: usize,
@@ -48,8 +56,19 @@ pub struct Stored {
     pub cache_evictions: u32,
 }
 
+/// A PDF that is returned to the caller.
+#[derive(Clone, Debug)]
+pub struct Returned {
+    pub pages: usize,
+    /// The level of the e-invoice, if it is one.
+    pub e_invoice: Option<Level>,
+    pub pdf: Bytes,
+    pub warnings: Vec<Diagnostic>,
+    pub render_time: Duration,
+}
+
 /// Why a record has failed.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Failure {
     pub code: ErrorCode,
     /// One sentence that says what was wrong, what was expected and what to do.
@@ -101,7 +120,21 @@ impl Outcome {
     /// failure.
     #[must_use]
     pub fn is_acknowledged(&self) -> bool {
-        matches!(self, Self::Stored(_) | Self::DeadLettered(_))
+        match self {
+            Self::Stored(_) | Self::Superseded { .. } | Self::Returned(_) | Self::DeadLettered(_) => true,
+            Self::PermanentFailure(_) | Self::TransientFailure(_) => false,
+        }
+    }
+
+    /// The same outcome, for another record of the same message in the same batch.
+    #[must_use]
+    pub(super) fn repeated(&self) -> Self {
+        match self {
+            Self::Stored(stored) => {
+                Self::Stored(Stored { was_stored_before: true, warnings: Vec::new(), ..stored.clone() })
+            }
+            outcome => outcome.clone(),
+        }
     }
 }
 
@@ -135,7 +168,8 @@ impl Failure {
     /// A failure without diagnostics.
     #[must_use]
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), diagnostics: Vec::new() }
+        let message = text::shortened(&message.into(), MAX_MESSAGE_BYTES).into_owned();
+        Self { code, message, diagnostics: Vec::new() }
     }
 
     /// The data violate the template's schema, or a file cannot be used.
@@ -151,14 +185,14 @@ impl Failure {
             None => "the data are not what the template's schema says".to_owned(),
         };
         let message = format!("{what}: {first}{others}");
-        Self { code: ErrorCode::InvalidData, message, diagnostics: violations }
+        Self { diagnostics: violations, ..Self::new(ErrorCode::InvalidData, message) }
     }
 
     /// Typst reported errors.
     #[must_use]
     pub fn typst(diagnostics: Vec<Diagnostic>) -> Self {
         let message = diagnostics.first().map_or_else(|| "Typst gave no reason".to_owned(), ToString::to_string);
-        Self { code: ErrorCode::TypstError, message, diagnostics }
+        Self { diagnostics, ..Self::new(ErrorCode::TypstError, message) }
     }
 
     /// The document needed more memory than there is for a single one.
@@ -199,10 +233,21 @@ impl Failure {
         } else {
             let message = format!(
                 "rendering the document was ended after {milliseconds} ms ({cpu_milliseconds} ms of CPU time), its share \
-                 of what the invocation had left"
+                 of what the invocation had left while others waited; when its message is delivered again, it has all \
+                 that a document is granted"
             );
             Self::new(ErrorCode::DeadlineReached, message)
         }
+    }
+
+    /// The PDF does not fit into the answer to a direct call.
+    #[must_use]
+    pub fn pdf_too_large_to_return(bytes: usize, max_bytes: usize) -> Self {
+        let message = format!(
+            "the PDF has {bytes} bytes, and the answer to a direct call has room for {max_bytes}; leave \
+             \"respond\": \"inline\" out, so that the PDF is stored"
+        );
+        Self::new(ErrorCode::InvalidMessage, message)
     }
 
     /// An earlier record of the message group failed.

@@ -11,6 +11,10 @@ use super::event::Record;
 use super::metrics::{DocumentMetrics, Metrics};
 use super::outcome::Outcome;
 use crate::render::TemplateVersions;
+use crate::text;
+
+/// The longest message id or name of a template that is told whole, in bytes.
+const MAX_NAME_BYTES: usize = 256;
 
 /// What a report needs beside its record.
 #[derive(Clone, Copy)]
@@ -38,7 +42,8 @@ pub(super) struct RecordReport<'a> {
 impl<'a> RecordReport<'a> {
     pub fn new(record: &'a Record, context: ReportContext<'a>) -> Self {
         // A span below the log's level would be left out, and its fields with it.
-        let span = tracing::error_span!("record", messageId = record.message_id, template = Empty, worker = Empty);
+        let message_id = text::shortened(&record.message_id, MAX_NAME_BYTES);
+        let span = tracing::error_span!("record", messageId = &*message_id, template = Empty, worker = Empty);
         Self {
             record,
             span,
@@ -54,8 +59,9 @@ impl<'a> RecordReport<'a> {
     /// Sets the template that the message names, whether there is one of that name or not.
     pub fn set_template(&self, template: &str) {
         if self.template.borrow().is_none() {
-            self.span.record("template", template);
-            *self.template.borrow_mut() = Some(template.to_owned());
+            let template = text::shortened(template, MAX_NAME_BYTES);
+            self.span.record("template", &*template);
+            *self.template.borrow_mut() = Some(template.into_owned());
         }
     }
 
@@ -96,14 +102,20 @@ impl<'a> RecordReport<'a> {
         self.outcome.borrow().is_some()
     }
 
-    pub fn into_outcome(self) -> Option<Outcome> {
-        self.outcome.into_inner()
+    /// The record's outcome, when it is finished.
+    pub fn outcome(&self) -> Option<Outcome> {
+        self.outcome.borrow().clone()
+    }
+
+    /// The outcome, when it is finished, for another record of the same message in the same batch.
+    pub fn repeated_outcome(&self) -> Option<Outcome> {
+        self.outcome.borrow().as_ref().map(Outcome::repeated)
     }
 
     fn metrics(&self, outcome: &Outcome) -> DocumentMetrics {
         let document = DocumentMetrics {
             request_id: self.context.request_id.map(str::to_owned),
-            message_id: self.record.message_id.clone(),
+            message_id: text::shortened(&self.record.message_id, MAX_NAME_BYTES).into_owned(),
             worker: self.worker.get().map(|number| number.to_string()),
             template: self.template().filter(|name| self.context.templates.contains_key(name)),
             queue_wait: self.queue_wait.get(),
@@ -118,6 +130,13 @@ impl<'a> RecordReport<'a> {
                 pdf_size: Some((stored.bytes as u64).into()),
                 render_time: (!stored.was_stored_before).then_some(stored.render_time),
                 cache_evictions: (stored.cache_evictions > 0).then(|| u64::from(stored.cache_evictions).into()),
+                ..document
+            },
+            Outcome::Superseded { .. } => document,
+            Outcome::Returned(returned) => DocumentMetrics {
+                pages: Some((returned.pages as u64).into()),
+                pdf_size: Some((returned.pdf.len() as u64).into()),
+                render_time: Some(returned.render_time),
                 ..document
             },
             Outcome::DeadLettered(failure)
@@ -148,6 +167,14 @@ fn log(outcome: &Outcome) {
             let cache_evictions = Some(stored.cache_evictions).filter(|evictions| *evictions > 0);
             tracing::info!(key, pages, bytes, milliseconds, cacheEvictions = cache_evictions, "{what}");
         }
+        Outcome::Returned(returned) => {
+            let milliseconds = returned.render_time.as_secs_f64() * 1000.0;
+            for warning in &returned.warnings {
+                tracing::warn!("{warning}");
+            }
+            tracing::info!(pages = returned.pages, bytes = returned.pdf.len(), milliseconds, "returned to the caller");
+        }
+        Outcome::Superseded { key } => tracing::info!(key, "superseded: a message that was sent later has this key"),
         Outcome::DeadLettered(failure) | Outcome::PermanentFailure(failure) => {
             let is_dead_lettered = matches!(outcome, Outcome::DeadLettered(_));
             let diagnostics: Vec<_> = failure.diagnostics.iter().map(|diagnostic| &diagnostic.text).collect();

@@ -24,15 +24,16 @@ pub(super) fn visibility_changes(outcomes: &[RecordOutcome]) -> HashMap<&str, Ve
     for (record, outcome) in outcomes {
         let group = record.ordered_group();
         let delay = match outcome {
-            Outcome::TransientFailure(_) => Some(delay(record)),
-            Outcome::PermanentFailure(_) => None,
-            Outcome::Stored(_) | Outcome::DeadLettered(_) => continue,
+            Outcome::TransientFailure(_) => delay(record),
+            // What has failed for good comes back after the queue's own visibility timeout.
+            Outcome::Stored(_)
+            | Outcome::Superseded { .. }
+            | Outcome::Returned(_)
+            | Outcome::DeadLettered(_)
+            | Outcome::PermanentFailure(_) => continue,
         };
         let delay = group.map_or(delay, |group| *delay_of_group.entry(group).or_insert(delay));
-        let (Some(delay), Some(queue), Some(receipt_handle)) = (delay, &record.queue_arn, &record.receipt_handle)
-        else {
-            continue;
-        };
+        let (Some(queue), Some(receipt_handle)) = (&record.queue_arn, &record.receipt_handle) else { continue };
         of_queue.entry(queue).or_default().push(VisibilityChange { receipt_handle, delay });
     }
     of_queue

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use lambda_runtime::{Diagnostic, LambdaEvent, service_fn};
-use serde_json::Value;
+use serde_json::value::RawValue;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Mutex;
@@ -61,15 +61,16 @@ async fn run(log: LogSettings) -> Result<(), lambda_runtime::Error> {
     let mut sigterm = signal(SignalKind::terminate())?;
     let owned_function = Mutex::new(started?.with_metrics(metrics));
     let function = &owned_function;
-    let handler = move |event: LambdaEvent<Value>| async move {
+    // Not parsed by lambda_runtime, since a direct call's message has to stay as it was written.
+    let handler = move |event: LambdaEvent<Box<RawValue>>| async move {
         let deadline = Deadline::from_lambda(event.context.deadline());
         let invocation = Invocation { deadline, request_id: Some(&event.context.request_id) };
         function
             .lock()
             .await
-            .handle(event.payload, invocation)
+            .answer(event.payload.get(), invocation)
             .await
-            .map_err(|error| Diagnostic { error_type: "EventError".to_owned(), error_message: error.to_string() })
+            .map_err(|error| Diagnostic { error_type: error.error_type.to_owned(), error_message: error.message })
     };
     let sigterm = async {
         sigterm.recv().await;

@@ -43,7 +43,7 @@ pub struct Diagnostic {
 
 impl Diagnostic {
     /// An error in the data, or in a file that comes with them.
-    pub(super) fn in_data(message: &str, file: Option<&str>) -> Self {
+    pub(crate) fn in_data(message: &str, file: Option<&str>) -> Self {
         let message = shortened(message, MAX_MESSAGE_BYTES);
         let place = file.map(|file| format!("{file}: ")).unwrap_or_default();
         let text = format!("error: {place}{message}");

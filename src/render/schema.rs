@@ -9,6 +9,7 @@ use jsonschema::error::{ValidationError, ValidationErrorKind};
 use serde_json::{Value, json};
 
 use super::template_error::TemplateError;
+use crate::json;
 
 const DIALECT: &str = "https://json-schema.org/draft/2020-12/schema";
 /// The most violations that are reported.
@@ -40,7 +41,8 @@ impl Schema {
     }
 
     fn parse(text: &[u8]) -> Result<Self, String> {
-        let schema: Value = serde_json::from_slice(text).map_err(|error| format!("is not JSON: {error}"))?;
+        let schema: Value = serde_json::from_slice(json::bytes_without_byte_order_mark(text))
+            .map_err(|error| format!("is not JSON: {error}"))?;
         check_dialect(&schema)?;
         // The strict meta-schema would report a wrong value as a keyword that is not allowed.
         jsonschema::draft202012::meta::validate(&schema).map_err(|error| {

@@ -23,12 +23,12 @@ use super::manifest::{self, MANIFEST_FILE, Manifest, SCHEMA_FILE};
 use super::schema::Schema;
 use super::spaces;
 use super::template_error::TemplateError;
+use crate::json;
 
 /// The file that a document's data are served as. `sys.inputs.data` is its name: an absolute one, since the
 /// template may read it from any of its folders, and hidden, since no hidden file is a template's.
 const DATA_FILE: &str = "/.pressrun/data.json";
 const SAMPLE_FILE: &str = "sample.json";
-const UTF8_BOM: &[u8] = b"\xef\xbb\xbf";
 /// The folders beside the templates that are not templates.
 const NOT_TEMPLATES: [&str; 2] = ["fonts", "packages"];
 /// What other programs leave beside templates: npm, and macOS in archives.
@@ -174,7 +174,7 @@ fn main_file(dir: &Path, manifest: &Manifest) -> Result<FileId, TemplateError> {
 fn load_sample(dir: &Path) -> Result<bytes::Bytes, TemplateError> {
     let path = dir.join(SAMPLE_FILE);
     match fs::read(&path) {
-        Ok(sample) => Ok(sample.strip_prefix(UTF8_BOM).map(<[u8]>::to_vec).unwrap_or(sample).into()),
+        Ok(sample) => Ok(bytes::Bytes::copy_from_slice(json::bytes_without_byte_order_mark(&sample))),
         Err(error) if error.kind() == ErrorKind::NotFound => Err(TemplateError::new(
             &path,
             "is not there; write data such as a message brings, as {\"name\": \"Ada\"}: they are rendered at init, \

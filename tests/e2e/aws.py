@@ -1,6 +1,6 @@
 """S3 and SQS on loopback: moto's server in a process of its own, and boto3 to talk to it.
 
-As a program, it is that server: `aws.py HOST PORT`.
+As a program, it is that server: `aws.py HOST PORT [CERTIFICATE KEY]`.
 """
 
 import json
@@ -9,12 +9,14 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 import census
+from certificates import ServerCertificate
 from emulator import CREDENTIALS, free_port
 
 # Without retries, since a test that asks twice does not know what it has done.
@@ -25,10 +27,11 @@ CLIENT = Config(
 )
 
 
-def client(service: str, endpoint: str):
+def client(service: str, endpoint: str, authority: Path | None = None):
     return boto3.client(
         service,
         endpoint_url=endpoint,
+        verify=str(authority) if authority else None,
         aws_access_key_id=CREDENTIALS["AWS_ACCESS_KEY_ID"],
         aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
         config=CLIENT,
@@ -36,24 +39,25 @@ def client(service: str, endpoint: str):
 
 
 @contextmanager
-def server(port: int | None = None) -> Iterator[str]:
+def server(port: int | None = None, tls: ServerCertificate | None = None) -> Iterator[str]:
     """Yields the server's URL."""
     port = port or free_port()
-    process = subprocess.Popen([sys.executable, __file__, "127.0.0.1", str(port)], stderr=subprocess.DEVNULL)
-    endpoint = f"http://127.0.0.1:{port}"
+    files = [str(tls.chain), str(tls.key)] if tls else []
+    process = subprocess.Popen([sys.executable, __file__, "127.0.0.1", str(port), *files], stderr=subprocess.DEVNULL)
+    endpoint = f"https://localhost:{port}" if tls else f"http://127.0.0.1:{port}"
     try:
-        wait_for(endpoint, process)
+        wait_for(endpoint, process, tls.authority if tls else None)
         yield endpoint
     finally:
         process.terminate()
         process.wait()
 
 
-def wait_for(endpoint: str, process: subprocess.Popen | None = None) -> None:
+def wait_for(endpoint: str, process: subprocess.Popen | None = None, authority: Path | None = None) -> None:
     def answers() -> bool:
         assert process is None or process.poll() is None, "moto's server has ended"
         try:
-            client("s3", endpoint).list_buckets()
+            client("s3", endpoint, authority).list_buckets()
         except (BotoCoreError, ClientError):
             return False
         return True
@@ -62,9 +66,9 @@ def wait_for(endpoint: str, process: subprocess.Popen | None = None) -> None:
 
 
 @contextmanager
-def buckets(endpoint: str, names: Iterable[str]) -> Iterator:
+def buckets(endpoint: str, names: Iterable[str], authority: Path | None = None) -> Iterator:
     """Yields a client of an S3 that has these buckets until then."""
-    s3 = client("s3", endpoint)
+    s3 = client("s3", endpoint, authority)
     for bucket in names:
         s3.create_bucket(Bucket=bucket, CreateBucketConfiguration={"LocationConstraint": CREDENTIALS["AWS_REGION"]})
     yield s3
@@ -102,13 +106,14 @@ def delete_all(s3, bucket: str) -> None:
         s3.delete_objects(Bucket=bucket, Delete={"Objects": left[start : start + 1_000], "Quiet": True})
 
 
-def serve(host: str, port: int) -> None:
+def serve(host: str, port: int, certificate: str | None = None, key: str | None = None) -> None:
     from moto.server import main
 
     keep_order_in_fifo_queues()
     never_ask_how_old_a_message_is()
     understand_filter_patterns()
-    main(["-H", host, "-p", str(port)])
+    tls = ["--ssl-cert", certificate, "--ssl-key", key] if certificate and key else []
+    main(["-H", host, "-p", str(port), *tls])
 
 
 def keep_order_in_fifo_queues() -> None:
@@ -163,4 +168,4 @@ def holds(term: str, line: object) -> bool:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], int(sys.argv[2]))
+    serve(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])

@@ -1,12 +1,14 @@
-"""A certificate to sign with, made anew each time."""
+"""Certificates to sign with and to serve with, made anew each time."""
 
 import datetime
+import ipaddress
+from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from pyhanko.keys import load_cert_from_pemder
 from pyhanko.sign.signers import SimpleSigner
 from pyhanko_certvalidator import ValidationContext
@@ -40,3 +42,44 @@ def signer_and_trust(folder: Path) -> tuple[SimpleSigner, ValidationContext]:
     signer = SimpleSigner.load(str(folder / "key.pem"), str(folder / "certificate.pem"))
     trust = ValidationContext(trust_roots=[load_cert_from_pemder(str(folder / "certificate.pem"))])
     return signer, trust
+
+
+@dataclass
+class ServerCertificate:
+    """What a server of localhost needs for TLS, and what its clients trust."""
+
+    chain: Path
+    key: Path
+    authority: Path
+
+
+def server_certificate(folder: Path) -> ServerCertificate:
+    """A certificate for localhost, of an authority of its own."""
+    now = datetime.datetime.now(datetime.UTC)
+    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    authority, server = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "pressrun's tests' authority")])
+
+    def certificate(name: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+        return (
+            x509.CertificateBuilder()
+            .subject_name(name)
+            .issuer_name(issuer)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(minutes=5))
+            .not_valid_after(now + datetime.timedelta(days=1))
+        )
+
+    root = certificate(issuer, authority).add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    leaf = (
+        certificate(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")]), server)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+    )
+    files = ServerCertificate(folder / "server.pem", folder / "server.key", folder / "authority.pem")
+    pem = serialization.Encoding.PEM
+    files.chain.write_bytes(leaf.sign(authority, hashes.SHA256()).public_bytes(pem))
+    files.authority.write_bytes(root.sign(authority, hashes.SHA256()).public_bytes(pem))
+    files.key.write_bytes(server.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
+    return files

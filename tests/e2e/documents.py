@@ -90,7 +90,9 @@ def event(*records: dict) -> dict:
     return {"Records": list(records)}
 
 
-EVENTS = sorted((REPOSITORY / "events").glob("*.json"))
+# An event that is itself a message.
+DIRECT = REPOSITORY / "events/direct.json"
+EVENTS = sorted(path for path in (REPOSITORY / "events").glob("*.json") if path != DIRECT)
 
 
 def ids(records: list[dict]) -> list[str]:

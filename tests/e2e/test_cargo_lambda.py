@@ -84,6 +84,15 @@ def test_a_build_runs_on_provided_al2023(target: Path):
     assert needed <= IN_PROVIDED_AL2023, needed
 
 
+def test_a_direct_call_is_answered_with_what_was_stored(watch: int, s3, target: Path):
+    command = INVOKE.replace("events/batch.json", "events/direct.json") + at(watch)
+    ran = subprocess.run(
+        ["bash", "-c", command], cwd=REPOSITORY, env=environment(target), capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert aws.keys(s3, OUTPUT) == [json.loads(ran.stdout)["key"]]
+
+
 @pytest.mark.parametrize("path", EVENTS, ids=lambda path: path.name)
 def test_invoke_stores_every_good_document(watch: int, s3, target: Path, path: Path):
     command = INVOKE.replace("events/batch.json", f"events/{path.name}") + at(watch)

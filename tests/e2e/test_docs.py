@@ -82,6 +82,8 @@ NOT_RUN_HERE = {
     "sam deploy --guided": "needs AWS",
     "QUEUE_URL=$(aws cloudformation describe-stacks --stack-name pressrun "
     "--query \"Stacks[0].Outputs[?OutputKey=='QueueUrl'].OutputValue\" --output text)": "needs AWS",
+    'aws lambda invoke --function-name "$FUNCTION_NAME" --cli-binary-format raw-in-base64-out '
+    "--payload file://events/direct.json answer.json": "needs AWS; test_runtime_interface_emulator.py sends the same",
     test_cargo_lambda.WATCH: "test_cargo_lambda.py runs it",
     test_cargo_lambda.INVOKE: "test_cargo_lambda.py runs it",
     'aws sqs start-message-move-task --source-arn "$DEAD_LETTER_QUEUE_ARN" --destination-arn "$QUEUE_ARN"': "moto cannot",

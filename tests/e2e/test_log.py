@@ -85,9 +85,12 @@ def events_that_are_not() -> list[object]:
 def test_no_line_has_a_value_of_the_data_in_it(start_function: StartFunction, level: str, log_format: str):
     emulator = start_function(AWS_LAMBDA_LOG_LEVEL=level, AWS_LAMBDA_LOG_FORMAT=log_format)
     records = [record(f"m-{number}", body) for number, body in enumerate(bodies())]
-    bad_attributes = record("attributes", message("letter", letter(1))) | {"attributes": MARKER}
-    failed = failures(emulator.invoke(event(*records, bad_attributes)))
-    assert "attributes" in failed and len(failed) > 100, "most of them are errors, which have much to say"
+    # Not needed, and so no reason to fail.
+    odd_attributes = record("attributes", message("letter", letter(1))) | {"attributes": MARKER}
+    failed = failures(emulator.invoke(event(*records, odd_attributes)))
+    assert "attributes" not in failed and len(failed) > 100, "most of them are errors, which have much to say"
+    for body in bodies()[-20:]:
+        call_directly(emulator, body)
     for other in events_that_are_not():
         assert_refused(emulator, json.dumps(other))
     assert_refused(emulator, f'{{"Records": "{MARKER}')
@@ -98,13 +101,17 @@ def test_no_line_has_a_value_of_the_data_in_it(start_function: StartFunction, le
         assert [line for line in log.splitlines() if secret in line] == []
 
 
-def assert_refused(emulator: Emulator, payload: str) -> None:
+def call_directly(emulator: Emulator, payload: str) -> bytes:
     connection = HTTPConnection("127.0.0.1", emulator.port, timeout=60)
     try:
         connection.request("POST", "/2015-03-31/functions/function/invocations", payload)
-        assert "errorType" in json.loads(connection.getresponse().read())
+        return connection.getresponse().read()
     finally:
         connection.close()
+
+
+def assert_refused(emulator: Emulator, payload: str) -> None:
+    assert "errorType" in json.loads(call_directly(emulator, payload))
 
 
 def no_field_twice(pairs: list[tuple[str, object]]) -> dict:

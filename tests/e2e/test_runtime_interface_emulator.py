@@ -1,5 +1,6 @@
 """The function under AWS's Runtime Interface Emulator: what it answers, and what it leaves behind."""
 
+import base64
 import json
 import os
 import random
@@ -14,6 +15,7 @@ import aws
 import census
 from conftest import OUTPUT, WORKERS, StartFunction, port_of
 from documents import (
+    DIRECT,
     EVENTS,
     FAILING,
     event,
@@ -47,6 +49,38 @@ def test_every_event_gets_its_outcomes_and_every_pdf_is_stored(start_function: S
     good, bad = outcomes(path)
     assert failures(emulator.invoke(json.loads(path.read_text()))) == bad
     assert aws.message_ids(s3, OUTPUT) == sorted(good)
+
+
+def test_a_direct_call_is_answered_with_what_was_stored(start_function: StartFunction, s3):
+    emulator = start_function()
+    sent = json.loads(DIRECT.read_text())
+    answer = emulator.invoke(sent)
+    assert (answer["bucket"], answer["key"], answer["pages"]) == (OUTPUT, sent["key"], 1)
+    stored = s3.get_object(Bucket=OUTPUT, Key=sent["key"])
+    assert stored["ContentLength"] == answer["bytes"]
+    assert stored["ETag"].strip('"') == answer["eTag"]
+
+
+def test_a_preview_is_the_pdf_itself(start_function: StartFunction, s3):
+    emulator = start_function()
+    answer = emulator.invoke(json.loads(DIRECT.read_text()) | {"respond": "inline"})
+    pdf = base64.b64decode(answer["pdf"])
+    assert pdf.startswith(b"%PDF-") and len(pdf) == answer["bytes"]
+    assert aws.keys(s3, OUTPUT) == []
+
+
+def test_a_direct_call_that_fails_has_the_code_as_its_error_type(start_function: StartFunction):
+    emulator = start_function()
+    for body, code in [
+        ({"template": "lettre", "data": {}}, "UnknownTemplate"),
+        ({"template": "letter", "data": {"to": "x"}, "respond": "later"}, "InvalidMessage"),
+        ({"template": "letter", "data": {"to": 2**64}}, "InvalidData"),
+        ({"template": "letter", "data": {"to": "x"}, "files": {"a": "no-such-object"}}, "InvalidMessage"),
+    ]:
+        with pytest.raises(InvocationFailed) as failed:
+            emulator.invoke(body)
+        assert json.loads(str(failed.value))["errorType"] == code
+    assert emulator.invoke(letters(1)) == {"batchItemFailures": []}, "the function lives on"
 
 
 def test_an_event_that_is_not_of_sqs_is_one_clear_error(start_function: StartFunction):

@@ -21,7 +21,7 @@ from botocore.config import Config
 import aws
 import census
 import stand_in_image
-from documents import EVENTS, REPOSITORY, TEST_TEMPLATES, event, failures, invoice, message, outcomes, record
+from documents import DIRECT, EVENTS, REPOSITORY, TEST_TEMPLATES, event, failures, invoice, message, outcomes, record
 from emulator import CREDENTIALS, free_port
 from stand_in_image import docker
 
@@ -140,6 +140,11 @@ def test_invoke_stores_every_good_document(build: Path, s3, target: Path, tmp_pa
     good, bad = outcomes(path)
     assert failures(json.loads(ran.stdout)) == bad
     assert aws.message_ids(s3, BUCKETS["OUTPUT_BUCKET"]) == sorted(good)
+
+
+def test_a_direct_call_is_answered_with_what_was_stored(build: Path, s3, target: Path, tmp_path: Path):
+    ran = sam(target, "local", "invoke", "Function", "--event", str(DIRECT), *local_options(build, tmp_path))
+    assert aws.keys(s3, BUCKETS["OUTPUT_BUCKET"]) == [json.loads(ran.stdout)["key"]]
 
 
 @contextmanager

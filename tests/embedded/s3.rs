@@ -168,6 +168,7 @@ pub fn client_for(endpoint: &str) -> aws_sdk_s3::Client {
         .credentials_provider(Credentials::new(ACCESS_KEY, SECRET_KEY, None, None, "embedded"))
         .endpoint_url(endpoint)
         .force_path_style(true)
+        .http_client(pressrun::aws::http_client())
         // Clients in one partition share a budget of retries, which the faults of other tests use up.
         .retry_partition(RetryPartition::new(endpoint.to_owned()))
         .build();

@@ -73,15 +73,11 @@ impl EmbeddedSqs {
 
     /// The real SDK, pointed here.
     pub fn client(&self) -> aws_sdk_sqs::Client {
-        let config = aws_sdk_sqs::Config::builder()
-            .behavior_version(BehaviorVersion::latest())
-            .region(Region::from_static("eu-central-1"))
-            .credentials_provider(Credentials::new("key", "secret", None, None, "embedded"))
-            .endpoint_url(format!("http://{}", self.server.address))
-            // Clients in one partition share a budget of retries, which the faults of other tests use up.
-            .retry_partition(RetryPartition::new(format!("sqs {}", self.server.address)))
-            .build();
-        aws_sdk_sqs::Client::from_conf(config)
+        client_for(&self.endpoint())
+    }
+
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.server.address)
     }
 
     /// What has been sent to a queue.
@@ -113,6 +109,20 @@ impl EmbeddedSqs {
     pub fn answer_all(&self, queue: &str, fault: Option<Fault>) {
         self.store.faults.answer_all(&whole(queue), fault);
     }
+}
+
+/// The real SDK, pointed at an endpoint.
+pub fn client_for(endpoint: &str) -> aws_sdk_sqs::Client {
+    let config = aws_sdk_sqs::Config::builder()
+        .behavior_version(BehaviorVersion::latest())
+        .region(Region::from_static("eu-central-1"))
+        .credentials_provider(Credentials::new("key", "secret", None, None, "embedded"))
+        .endpoint_url(endpoint)
+        .http_client(pressrun::aws::http_client())
+        // Clients in one partition share a budget of retries, which the faults of other tests use up.
+        .retry_partition(RetryPartition::new(format!("sqs {endpoint}")))
+        .build();
+    aws_sdk_sqs::Client::from_conf(config)
 }
 
 /// So that `failed` is not found in `failed.fifo`.

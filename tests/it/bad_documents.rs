@@ -92,7 +92,7 @@ async fn assert_only_the_bad_fail(stage: &mut Stage, bad: &Bad, records: Vec<Val
                 assert_eq!(failure.code, bad.code, "{failure:?}");
                 assert!(failure.message.contains(bad.reason), "{}", failure.message);
             }
-            Outcome::DeadLettered(failure) | Outcome::TransientFailure(failure) => panic!("{id}: {failure:?}"),
+            other => panic!("{id}: {other:?}"),
         }
     }
     let press = stage.function.press_id().unwrap();

@@ -139,7 +139,7 @@ fn a_key_that_is_taken_is_a_permanent_failure_where_the_message_says_so() {
     run(async {
         let mut stage = Stage::with_workers(1).await;
         assert!(!was_stored_before(&mut stage, exclusive("first", &json!({"to": "x"}))).await);
-        let Outcome::PermanentFailure(failure) = outcome(&mut stage, exclusive("second", &json!({"to": "x"}))).await
+        let Outcome::PermanentFailure(failure) = outcome(&mut stage, exclusive("second", &json!({"to": "y"}))).await
         else {
             panic!()
         };
@@ -192,5 +192,103 @@ fn a_taken_key_whose_owner_s3_does_not_tell_is_a_transient_failure() {
         stage.s3.answer_next("PUT", [Fault::Conflict]);
         let outcome = outcome(&mut stage, exclusive("a", &json!({"to": "x"}))).await;
         assert!(matches!(outcome, Outcome::TransientFailure(_)), "another write was under way: {outcome:?}");
+    });
+}
+
+/// The same record, of a message that was sent so much later.
+fn sent_later(seconds: i64, mut record: Value) -> Value {
+    record["attributes"]["SentTimestamp"] = (1_782_988_200_000 + 1000 * seconds).to_string().into();
+    record
+}
+
+#[test]
+fn the_same_message_twice_in_a_batch_is_rendered_stored_and_announced_once() {
+    run(async {
+        let mut stage = Stage::with_queues(config(2), Some("failed"), Some("done")).await;
+        let mut again = letter("a");
+        again["receiptHandle"] = "another-handle".into();
+        let bad = || record_of("bad", "{");
+        let records = vec![letter("a"), bad(), letter("b"), again.clone(), received(2, again.clone()), bad()];
+        assert_eq!(stage.handle(records).await, [""; 0]);
+        let requests = stage.s3.requests();
+        assert_eq!(requests.iter().filter(|request| request.starts_with("PUT output/letter/a")).count(), 1);
+        assert_eq!(stage.sqs.messages("done").len(), 2);
+        assert_eq!(stage.sqs.messages("failed").len(), 1);
+
+        // And where it fails for now, all its deliveries come back.
+        stage.s3.answer_all("letter/c", Some(Fault::SlowDown));
+        let mut again = letter("c");
+        again["receiptHandle"] = "another-handle".into();
+        assert_eq!(stage.handle(vec![letter("c"), letter("d"), again]).await, ["c", "c"]);
+        let handles: Vec<String> = stage.sqs.visibilities().into_iter().map(|(handle, _)| handle).collect();
+        assert_eq!(handles, ["handle-of-c", "another-handle"]);
+    });
+}
+
+/// As no queue would have it.
+#[test]
+fn two_messages_of_one_id_are_two_messages() {
+    run(async {
+        let mut stage = Stage::with_workers(1).await;
+        let key = "letters/of-both.pdf";
+        let other = record_of("a", json!({"template": "letter", "data": {"to": "b"}, "key": key}).to_string());
+        assert_eq!(stage.handle(vec![letter("a"), other]).await, [""; 0]);
+        assert!(stage.pdf("letter", "a").is_some() && stage.s3.object(OUTPUT, key).is_some());
+    });
+}
+
+#[test]
+fn an_older_message_that_is_delivered_again_does_not_replace_a_newer_ones_document() {
+    run(async {
+        let mut stage = Stage::with_queues(config(1), None, Some("done")).await;
+        let key = "letters/same.pdf";
+        let older = || letter_to("older", key);
+        assert_eq!(stage.handle(vec![sent_later(1, letter_to("newer", key))]).await, [""; 0]);
+        assert_eq!(stage.s3.object(OUTPUT, key).unwrap().metadata["sent-timestamp"], "1782988201000");
+        let outcome = outcome(&mut stage, received(2, older())).await;
+        assert!(matches!(&outcome, Outcome::Superseded { key: same } if same == key), "{outcome:?}");
+        assert!(outcome.is_acknowledged());
+        assert_eq!(stage.s3.object(OUTPUT, key).unwrap().metadata["message-id"], "newer");
+        assert_eq!(stage.sqs.messages("done").len(), 1, "only what is there is announced");
+        // A still newer one replaces it, also at its second delivery, and so does one whose time is not known.
+        assert!(!was_stored_before(&mut stage, received(2, sent_later(2, letter_to("newest", key)))).await);
+        let mut unknown = received(2, letter_to("unknown", key));
+        unknown["attributes"]["SentTimestamp"] = Value::Null;
+        assert!(!was_stored_before(&mut stage, unknown).await);
+        assert!(!stage.s3.object(OUTPUT, key).unwrap().metadata.contains_key("sent-timestamp"));
+    });
+}
+
+#[test]
+fn of_one_batch_the_message_that_was_sent_last_stays_whatever_their_order() {
+    run(async {
+        let mut stage = Stage::with_workers(2).await;
+        let key = "letters/same.pdf";
+        let newer = || sent_later(1, letter_to("newer", key));
+        for records in [
+            vec![letter_to("older", key), newer()],
+            vec![newer(), letter_to("older", key)],
+            vec![received(2, letter_to("older", key)), newer()],
+            vec![letter_to("older", key), received(3, newer())],
+        ] {
+            assert_eq!(stage.handle(records).await, [""; 0]);
+            assert_eq!(stage.s3.object(OUTPUT, key).unwrap().metadata["message-id"], "newer");
+            stage.s3.clear(OUTPUT);
+        }
+    });
+}
+
+/// Its announcement failed until it was dead-lettered, and SQS gave it another id when it was moved back.
+#[test]
+fn a_message_that_was_moved_back_meets_its_own_document_and_announces_it() {
+    run(async {
+        let mut stage = Stage::with_queues(config(1), None, Some("done")).await;
+        stage.sqs.answer_all("done", Some(crate::support::embedded::sqs::Fault::AccessDenied));
+        assert_eq!(stage.handle(vec![exclusive("before", &json!({"to": "x"}))]).await, ["before"]);
+        stage.sqs.answer_all("done", None);
+        assert_eq!(stage.handle(vec![exclusive("after", &json!({"to": "x"}))]).await, [""; 0]);
+        let announced = stage.sqs.messages("done");
+        assert!(announced.len() == 1 && announced[0].body.contains("\"messageId\":\"after\""), "{announced:?}");
+        assert_eq!(stage.s3.object(OUTPUT, "letters/taken.pdf").unwrap().metadata["message-id"], "before");
     });
 }

@@ -4,7 +4,7 @@
 use std::time::{Duration, SystemTime};
 
 use crate::support::embedded::s3::Fault;
-use crate::support::{Stage, config, in_group, letter, letter_to, received, record, run};
+use crate::support::{Stage, config, in_group, letter, letter_to, log, received, record, run};
 use pressrun::function::deadline::Deadline;
 use serde_json::{Value, json};
 
@@ -52,16 +52,31 @@ fn after_a_transient_failure_the_rest_of_its_group_is_returned_unstarted() {
     });
 }
 
-/// Without a failed queue: the queue's redrive policy takes it, and until then the group waits.
+/// Without a failed queue it stays in its queue, until the redrive policy takes it and it alone.
 #[test]
-fn a_permanent_failure_that_is_not_dead_lettered_stops_its_group_too() {
+fn a_bad_record_takes_no_good_one_of_its_group_along() {
     run(async {
         let mut stage = Stage::with_workers(1).await;
         let bad = in_group("a", record("a-2", "no-such-template", json!({})));
         let records =
-            vec![in_group("a", letter("a-1")), bad, in_group("a", letter("a-3")), in_group("b", letter("b-1"))];
-        assert_eq!(stage.handle(records).await, ["a-2", "a-3"]);
-        assert!(stage.pdf("letter", "a-1").is_some() && stage.pdf("letter", "b-1").is_some());
+            vec![in_group("a", letter("a-1")), bad.clone(), in_group("a", letter("a-3")), in_group("b", letter("b-1"))];
+        assert_eq!(stage.handle(records).await, ["a-2"]);
+        assert_eq!(puts(&stage).iter().filter(|put| put.contains("/a-")).count(), 2);
+        assert!(["a-1", "a-3", "b-1"].iter().all(|id| stage.pdf("letter", id).is_some()));
+        // It comes back alone, as often as its queue delivers it, and has no delay of ours.
+        assert_eq!(stage.handle(vec![received(2, bad)]).await, ["a-2"]);
+        assert!(stage.sqs.visibilities().is_empty());
+    });
+}
+
+#[test]
+fn a_function_without_a_failed_queue_says_at_init_what_that_means() {
+    run(async {
+        log::take("");
+        drop(Stage::with_workers(1).await);
+        assert_eq!(log::take("FAILED_QUEUE_URL is not set").len(), 1);
+        drop(Stage::with_queues(config(1), Some("failed"), None).await);
+        assert!(log::take("FAILED_QUEUE_URL").is_empty());
     });
 }
 

@@ -122,6 +122,7 @@ fn the_object_says_what_it_is() {
                 ("customer", "K-17"),
                 ("message-id", "m-1"),
                 ("pages", "1"),
+                ("sent-timestamp", "1782988200000"),
                 ("template", "letter"),
                 ("template-version", "1.0.0")
             ]

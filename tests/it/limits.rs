@@ -3,7 +3,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use crate::support::{INPUT, Stage, config, letter, pointer, record, record_of, run, run_alone};
+use crate::support::{INPUT, Stage, config, letter, pointer, received, record, record_of, run, run_alone};
 use pressrun::config::Config;
 use pressrun::function::deadline::Deadline;
 use pressrun::function::event;
@@ -38,7 +38,7 @@ fn failure_of<'a>(outcomes: &'a [(String, Outcome)], id: &str) -> &'a Failure {
         Outcome::DeadLettered(failure) | Outcome::PermanentFailure(failure) | Outcome::TransientFailure(failure) => {
             failure
         }
-        Outcome::Stored(stored) => panic!("{id}: {stored:?}"),
+        other => panic!("{id}: {other:?}"),
     }
 }
 
@@ -49,7 +49,7 @@ fn assert_only_these_failed(outcomes: &[(String, Outcome)], code: ErrorCode, bad
             Outcome::PermanentFailure(failure) => {
                 assert!(bad.contains(&id.as_str()) && failure.code == code, "{id}: {failure:?}");
             }
-            Outcome::DeadLettered(failure) | Outcome::TransientFailure(failure) => panic!("{id}: {failure:?}"),
+            other => panic!("{id}: {other:?}"),
         }
     }
 }
@@ -68,6 +68,56 @@ fn a_batch_gets_through_however_many_documents_never_end() {
             let last = if place == 4 { "3" } else { "2" };
             assert!(failure_of(&outcomes, last).code == ErrorCode::DeadlineReached, "short of its grant: no fault");
         }
+    });
+}
+
+/// Without `MAX_RENDER_MS`, so that it is cut short while others wait.
+#[test]
+fn a_document_that_never_ends_is_a_permanent_failure_at_its_second_delivery_whoever_waits_beside_it() {
+    run(async {
+        for workers in [1, 2] {
+            let mut stage = Stage::with_workers(workers).await;
+            let first = outcomes(&mut stage, vec![endless("bad"), letter("a"), letter("b")], in_seconds(5)).await;
+            assert!(matches!(first[0].1, Outcome::TransientFailure(_)), "{first:?}");
+            // Beside another that comes for the first time, and beside good ones that were delivered before.
+            let mut batch = among_nine_letters(vec![endless("new"), received(2, endless("bad"))]);
+            batch.extend((0..3).map(|number| received(3, letter(&format!("again-{number}")))));
+            let second = outcomes(&mut stage, batch, in_seconds(6)).await;
+            for (id, outcome) in &second {
+                match outcome {
+                    Outcome::PermanentFailure(failure) => {
+                        assert_eq!((id.as_str(), failure.code), ("bad", ErrorCode::TimeLimit), "{failure:?}");
+                    }
+                    Outcome::TransientFailure(failure) => {
+                        assert_eq!((id.as_str(), failure.code), ("new", ErrorCode::DeadlineReached), "{failure:?}");
+                    }
+                    Outcome::Stored(_) => assert!(!["bad", "new"].contains(&id.as_str()), "{id}"),
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+    });
+}
+
+/// Each delivery finds out as many as there are workers at least, those first that have come back most often.
+#[test]
+fn of_many_documents_that_never_end_each_is_found_out_and_none_is_blamed_for_less_than_its_full_limit() {
+    run(async {
+        let mut stage = Stage::with_workers(2).await;
+        let mut waiting: Vec<String> = (0..4).map(|number| number.to_string()).collect();
+        let mut deliveries = 1;
+        while !waiting.is_empty() {
+            let mut batch: Vec<Value> = waiting.iter().map(|id| received(deliveries, endless(id))).collect();
+            batch.push(letter(&format!("good-{deliveries}")));
+            let outcomes = outcomes(&mut stage, batch, in_seconds(4)).await;
+            let failed: Vec<&(String, Outcome)> =
+                outcomes.iter().filter(|(_, outcome)| !matches!(outcome, Outcome::Stored(_))).collect();
+            assert_eq!(failed.len(), waiting.len(), "the letter is stored");
+            waiting.retain(|id| failure_of(&outcomes, id).code == ErrorCode::DeadlineReached);
+            assert!(deliveries == 1 || waiting.len() + 2 <= failed.len(), "{outcomes:?}");
+            deliveries += 1;
+        }
+        assert!(deliveries <= 4, "{deliveries}");
     });
 }
 

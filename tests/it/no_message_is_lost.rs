@@ -1,15 +1,16 @@
-//! Everything at once: bad messages, an S3 and an SQS that fail now and then, messages that come
-//! twice and in any order. In the end every good message has its one right object and every bad
-//! one stands in the failed queue.
+//! Everything at once: bad messages, an S3 and an SQS that fail now and then, presses that are killed, messages that
+//! come twice, also in one batch, and in any order, and direct calls between the batches. In the end every good message
+//! has its one right object and every bad one stands in the failed queue.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use crate::support::{OUTPUT, Stage, config, letter, received, record, record_of, run};
+use crate::support::{OUTPUT, Stage, config, letter, processes, received, record, record_of, run};
+use nix::sys::signal::Signal;
 use pressrun::function::deadline::Deadline;
 use serde_json::{Value, json};
 
-const MESSAGES: usize = 1000;
+const MESSAGES: usize = 2000;
 /// Standard queues may deliver far more at once than ten.
 const BATCH: usize = 100;
 
@@ -54,13 +55,30 @@ fn id(message: &Message) -> &str {
     message.record["messageId"].as_str().unwrap()
 }
 
+/// Calls the function itself with a letter, again as long as that fails for now.
+async fn call_until_stored(stage: &mut Stage, number: usize) {
+    let key = format!("direct/{number}.pdf");
+    let event = json!({"template": "letter", "data": {"to": "you"}, "key": key}).to_string();
+    for _ in 0..20 {
+        match stage.function.answer(&event, Deadline::NONE).await {
+            Ok(answer) => return assert_eq!(serde_json::to_value(answer).unwrap()["key"], key),
+            Err(error) => {
+                let transient = ["StorageUnavailable", "StorageDenied", "AnnouncementFailed", "RunLost"];
+                assert!(transient.contains(&error.error_type), "{error:?}");
+            }
+        }
+    }
+    panic!("{key} was never stored");
+}
+
 #[test]
-fn of_a_thousand_messages_each_good_one_has_its_object_and_each_bad_one_is_dead_lettered() {
+fn of_two_thousand_messages_each_good_one_has_its_object_and_each_bad_one_is_dead_lettered() {
     run(async {
         let mut stage = Stage::with_queues(config(2), Some("failed"), Some("done")).await;
         stage.s3.stumble_one_in(10);
         stage.sqs.stumble_one_in(10);
         let mut messages = messages();
+        let (mut batches, mut direct_calls) = (0, 0);
         for round in 0..10 {
             for batch in deliverable(&messages, round).chunks(BATCH) {
                 let mut records = Vec::new();
@@ -68,9 +86,20 @@ fn of_a_thousand_messages_each_good_one_has_its_object_and_each_bad_one_is_dead_
                     messages[*number].deliveries += 1;
                     records.push(received(messages[*number].deliveries, messages[*number].record.clone()));
                 }
+                // Some come twice in one batch.
+                let twice: Vec<Value> = records.iter().step_by(17).cloned().collect();
+                records.extend(twice);
+                batches += 1;
+                if batches % 7 == 0 {
+                    processes::signal(stage.function.press_id().unwrap(), Signal::SIGKILL);
+                }
                 let failed: BTreeSet<String> = stage.handle_until(records, Deadline::NONE).await.into_iter().collect();
                 for number in batch {
                     messages[*number].is_deleted |= !failed.contains(id(&messages[*number]));
+                }
+                if batches % 5 == 0 {
+                    call_until_stored(&mut stage, batches).await;
+                    direct_calls += 1;
                 }
             }
         }
@@ -97,7 +126,8 @@ fn of_a_thousand_messages_each_good_one_has_its_object_and_each_bad_one_is_dead_
                 assert!(!reasons.contains_key(id), "{id}: {:?}", reasons[id]);
             }
         }
-        assert_eq!(stage.s3.keys(OUTPUT).len(), MESSAGES * 9 / 10);
+        assert!(direct_calls > 3, "{direct_calls}");
+        assert_eq!(stage.s3.keys(OUTPUT).len(), MESSAGES * 9 / 10 + direct_calls);
 
         // Right ones: the same as where nothing ever fails.
         let mut calm = Stage::with_workers(1).await;

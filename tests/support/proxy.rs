@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -31,7 +32,22 @@ pub enum Mischief {
 pub struct Proxy {
     address: SocketAddr,
     mischief: Arc<Mutex<VecDeque<Mischief>>>,
+    connections: Arc<Connections>,
     server: Option<(oneshot::Sender<()>, thread::JoinHandle<()>)>,
+}
+
+/// The connections that there have been, which are numbered from 0.
+#[derive(Default)]
+struct Connections {
+    accepted: AtomicUsize,
+    /// Those before this one are silent: they stay open, and nothing is relayed any more.
+    first_not_silent: AtomicUsize,
+}
+
+impl Connections {
+    fn is_silent(&self, number: usize) -> bool {
+        number < self.first_not_silent.load(Ordering::SeqCst)
+    }
 }
 
 impl Proxy {
@@ -42,13 +58,22 @@ impl Proxy {
         let address = listener.local_addr().unwrap();
         let mischief = Arc::new(Mutex::new(VecDeque::new()));
         let (stop, stopped) = oneshot::channel();
-        let shared = mischief.clone();
-        let server = thread::spawn(move || serve(listener, upstream, &shared, stopped));
-        Self { address, mischief, server: Some((stop, server)) }
+        let connections = Arc::new(Connections::default());
+        let shared = (mischief.clone(), connections.clone());
+        let server = thread::spawn(move || serve(listener, upstream, &shared.0, &shared.1, stopped));
+        Self { address, mischief, connections, server: Some((stop, server)) }
     }
 
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// Silences all connections that there are: they stay open, and nothing is answered on them. Says how many
+    /// there have been.
+    pub fn silence(&self) -> usize {
+        let accepted = self.connections.accepted.load(Ordering::SeqCst);
+        self.connections.first_not_silent.store(accepted, Ordering::SeqCst);
+        accepted
     }
 
     pub fn next_puts(&self, mischief: impl IntoIterator<Item = Mischief>) {
@@ -69,6 +94,7 @@ fn serve(
     listener: std::net::TcpListener,
     upstream: SocketAddr,
     mischief: &Arc<Mutex<VecDeque<Mischief>>>,
+    numbers: &Arc<Connections>,
     mut stopped: oneshot::Receiver<()>,
 ) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -81,10 +107,11 @@ fn serve(
                 _ = &mut stopped => break,
                 Some(_) = connections.join_next() => continue,
             };
-            let mischief = mischief.clone();
+            let (mischief, numbers) = (mischief.clone(), numbers.clone());
+            let number = numbers.accepted.fetch_add(1, Ordering::SeqCst);
             connections.spawn(async move {
                 // Either end may go away at any time.
-                let _ = relay(client, upstream, &mischief).await;
+                let _ = relay(client, upstream, &mischief, &numbers, number).await;
             });
         }
     });
@@ -94,6 +121,8 @@ async fn relay(
     mut client: TcpStream,
     upstream: SocketAddr,
     mischief: &Mutex<VecDeque<Mischief>>,
+    numbers: &Connections,
+    number: usize,
 ) -> std::io::Result<()> {
     let mut server = TcpStream::connect(upstream).await?;
     let mut current = Mischief::None;
@@ -104,6 +133,9 @@ async fn relay(
                 let chunk = &mut up[..read?];
                 if chunk.is_empty() {
                     return Ok(());
+                }
+                if numbers.is_silent(number) {
+                    tokio::time::sleep(Duration::MAX).await;
                 }
                 if chunk.starts_with(b"PUT ") {
                     current = mischief.lock().unwrap().pop_front().unwrap_or(Mischief::None);

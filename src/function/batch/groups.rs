@@ -17,8 +17,11 @@ use crate::function::report::RecordReport;
 pub(super) struct MessageGroup<'a>(VecDeque<(&'a RecordReport<'a>, WaitingDocument)>);
 
 /// Puts records that have to stay in order into one group, and each other record into one of its own.
-pub(super) fn group<'a>(records: &'a [RecordReport<'a>], cores: &CoreBudget) -> Vec<MessageGroup<'a>> {
-    let mut groups: Vec<MessageGroup> = Vec::with_capacity(records.len());
+pub(super) fn group<'a>(
+    records: impl Iterator<Item = &'a RecordReport<'a>>,
+    cores: &CoreBudget,
+) -> Vec<MessageGroup<'a>> {
+    let mut groups: Vec<MessageGroup> = Vec::new();
     let mut index_of_group = HashMap::new();
     for record in records {
         let next = groups.len();
@@ -32,6 +35,11 @@ pub(super) fn group<'a>(records: &'a [RecordReport<'a>], cores: &CoreBudget) -> 
 }
 
 impl<'a> MessageGroup<'a> {
+    /// How often the group's first message has been delivered.
+    pub fn receive_count(&self) -> u32 {
+        self.0.front().map_or(0, |(record, _)| record.record.receive_count)
+    }
+
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -52,10 +60,14 @@ impl<'a> MessageGroup<'a> {
 
 /// A lock for each S3 key that a batch writes.
 #[derive(Default)]
-pub(super) struct KeyLocks(RefCell<HashMap<String, Arc<Mutex<()>>>>);
+pub(super) struct KeyLocks(RefCell<HashMap<String, Arc<Mutex<SentTimestamp>>>>);
 
-/// The right to write a key, until it is dropped.
-pub(super) type KeyLock = OwnedMutexGuard<()>;
+/// When the message was sent whose PDF a batch has stored under a key, in milliseconds since 1970, if there is one
+/// and that is known.
+type SentTimestamp = Option<i64>;
+
+/// The right to write a key, until it is dropped; and when the message was sent that has written it last.
+pub(super) type KeyLock = OwnedMutexGuard<SentTimestamp>;
 
 impl KeyLocks {
     /// Waits for those that have asked before. Whoever holds the lock must not wait for anything that

@@ -8,16 +8,21 @@ use bytes::Bytes;
 use super::Batch;
 use super::groups::KeyLock;
 use super::memory::MemoryReservation;
-use crate::aws::s3::InputError;
+use crate::aws::s3::{Found, InputError};
 use crate::function::outcome::{ErrorCode, Failure, Stored};
 use crate::function::report::RecordReport;
 use crate::message::{self, Body, MessageError, RenderRequest};
+use crate::render::diagnostics::Diagnostic;
 
 /// What a record's message asks for.
 pub(super) enum Inputs<'a> {
     Document(Box<Document<'a>>),
     /// An earlier delivery of the message has stored the document.
     StoredBefore(Stored),
+    /// A message that was sent later has written this key already.
+    Superseded {
+        key: String,
+    },
 }
 
 /// A document with all that it is rendered from.
@@ -48,12 +53,21 @@ impl<'a> Batch<'a> {
     pub(super) async fn read_inputs(&self, record: &'a RecordReport<'a>) -> Result<Inputs<'a>, Failure> {
         let (request, mut reservation) = Box::pin(self.read_message(record)).await?;
         record.set_template(&request.template);
-        let key_lock = Some(self.key_locks.lock(&request.key).await);
-        if record.record.receive_count > 1
-            && let Some(stored) = Box::pin(self.find_stored(&request)).await?
-        {
-            return Ok(Inputs::StoredBefore(stored));
+        let mut key_lock = self.key_locks.lock(&request.key).await;
+        if request.is_superseded_by(*key_lock) {
+            return Ok(Inputs::Superseded { key: request.key });
         }
+        if record.record.is_redelivered() {
+            match Box::pin(self.find_stored(&request)).await? {
+                Found::Nothing => {}
+                Found::Own(object) => {
+                    *key_lock = request.sent_timestamp_ms;
+                    return Ok(Inputs::StoredBefore(Stored::before(request.key, object)));
+                }
+                Found::SentLater => return Ok(Inputs::Superseded { key: request.key }),
+            }
+        }
+        let key_lock = Some(key_lock);
         let files = Box::pin(self.read_files(&request)).await?;
         let bytes = request.data.len() + files.iter().map(Bytes::len).sum::<usize>();
         if let Some(reservation) = &mut reservation {
@@ -96,7 +110,13 @@ impl<'a> Batch<'a> {
     }
 
     fn parse(&self, message: &str, record: &RecordReport<'_>) -> Result<RenderRequest, Failure> {
-        RenderRequest::parse(message, &record.record.message_id, self.context.parse).map_err(|error| {
+        let (id, sent_timestamp_ms) = (&record.record.message_id, record.record.sent_timestamp_ms);
+        let request = RenderRequest::parse(message, id, self.context.parse);
+        let allowed = request.and_then(|request| match request.respond {
+            Some(_) if !record.record.is_direct => Err(MessageError::RespondFromAQueue),
+            _ => Ok(request.with_sent_timestamp(sent_timestamp_ms)),
+        });
+        allowed.map_err(|error| {
             if let Some(template) = message::template_named_in(message) {
                 record.set_template(&template);
             }
@@ -132,17 +152,21 @@ impl<'a> Batch<'a> {
         Failure::new(code, error.to_string())
     }
 
-    /// Looks for the object of an earlier delivery of the same message.
-    async fn find_stored(&self, request: &RenderRequest) -> Result<Option<Stored>, Failure> {
+    /// Looks at the object under the key: an earlier delivery of the same message may have stored it, or a
+    /// message that was sent later.
+    async fn find_stored(&self, request: &RenderRequest) -> Result<Found, Failure> {
         let _permit = self.reads.acquire().await.expect("the semaphore is never closed");
         let found = self.context.storage.find(request, self.context.limits.attempt_timeout()).await;
-        let object = found.map_err(|error| self.not_stored(&error))?;
-        Ok(object.map(|object| Stored::before(request.key.clone(), object)))
+        found.map_err(|error| self.not_stored(&error))
     }
 }
 
 fn refused(error: &MessageError) -> Failure {
     let code = match error {
+        MessageError::MisreadData { .. } => {
+            let violations = vec![Diagnostic::in_data(&error.to_string(), None)];
+            return Failure { diagnostics: violations, ..Failure::new(ErrorCode::InvalidData, error.to_string()) };
+        }
         MessageError::UnknownTemplate { .. } => ErrorCode::UnknownTemplate,
         _ => ErrorCode::InvalidMessage,
     };

@@ -15,6 +15,10 @@ pub(in crate::function) const MAX_UPLOADS: usize = 8;
 /// Source: <https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html>.
 const MAX_INVOCATION: Duration = Duration::from_mins(15);
 
+/// The most of an invocation's time that a document may be granted, in quarters. With all of it no document
+/// could ever be found out to take too long.
+const MAX_GRANTED_QUARTERS: u32 = 3;
+
 /// The longest that one attempt at a request may take, however far the deadline is.
 const MAX_ATTEMPT_TIMEOUT: Duration = Duration::from_mins(1);
 
@@ -55,6 +59,17 @@ impl MemoryLimit {
     }
 }
 
+/// Whose turn it is when a document is about to be rendered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Turn {
+    /// Whether the document's message was delivered before.
+    pub is_redelivered: bool,
+    /// Whether other documents wait for a worker.
+    pub others_wait: bool,
+    /// Whether documents of messages that were delivered before are to be rendered after it.
+    pub redelivered_wait: bool,
+}
+
 /// The time limit of one document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TimeLimit {
@@ -66,11 +81,12 @@ pub struct TimeLimit {
 
 impl Limits {
     /// The limits of an invocation that begins now. If `max_render_time` is `None`, every document may
-    /// have half of the invocation's time.
+    /// have half of the invocation's time, and in any case at most three quarters of it.
     #[must_use]
     pub fn new(deadline: Deadline, max_render_time: Option<Duration>, memory_bytes: Option<u64>) -> Self {
         let invocation = deadline.time_left().unwrap_or(MAX_INVOCATION);
-        Self { deadline, max_render_time: max_render_time.unwrap_or(invocation / 2), memory_bytes }
+        let max_render_time = max_render_time.unwrap_or(invocation / 2).min(invocation / 4 * MAX_GRANTED_QUARTERS);
+        Self { deadline, max_render_time, memory_bytes }
     }
 
     /// The bytes for what is read ahead of the workers: a quarter of the memory.
@@ -105,12 +121,25 @@ impl Limits {
         self.deadline.time_left().map_or(MAX_ATTEMPT_TIMEOUT, |left| (left / 2).min(MAX_ATTEMPT_TIMEOUT))
     }
 
-    /// The time of a document that begins now. While others wait for a worker it has at most half of
-    /// what is left of the invocation.
+    /// The time of a document that begins now.
+    ///
+    /// While others wait for a worker it has at most half of what is left of the invocation, so that there is
+    /// always time for the others. But one whose message was delivered before has its full limit, if there is
+    /// still as much time: it may have been cut short before, and would be again and again. While such documents
+    /// wait, the time for one of them is kept free.
     #[must_use]
-    pub fn time(&self, others_wait: bool) -> TimeLimit {
+    pub fn time(&self, turn: Turn) -> TimeLimit {
         let left = self.deadline.time_left().unwrap_or(MAX_INVOCATION);
-        let share = if others_wait { left / 2 } else { left };
+        let share = match turn {
+            Turn { is_redelivered: true, .. } if left >= self.max_render_time => left,
+            Turn { is_redelivered: false, redelivered_wait: true, .. } if left >= self.max_render_time => {
+                // A little more than one needs, so that nobody has to be left without any time at all.
+                let reserved = self.max_render_time + self.max_render_time / 16;
+                (left.saturating_sub(reserved) / 2).max(self.max_render_time / 64)
+            }
+            Turn { others_wait: true, .. } | Turn { redelivered_wait: true, .. } => left / 2,
+            Turn { .. } => left,
+        };
         TimeLimit { time: share.min(self.max_render_time), is_full_limit: share >= self.max_render_time }
     }
 }
@@ -120,15 +149,47 @@ mod tests {
     use super::*;
     use std::time::SystemTime;
 
+    const ALONE: Turn = Turn { is_redelivered: false, others_wait: false, redelivered_wait: false };
+    const OTHERS_WAIT: Turn = Turn { others_wait: true, ..ALONE };
+    const REDELIVERED_WAIT: Turn = Turn { redelivered_wait: true, ..OTHERS_WAIT };
+    const REDELIVERED: Turn = Turn { is_redelivered: true, ..OTHERS_WAIT };
+
+    fn in_time(left: Duration) -> Deadline {
+        Deadline::from_lambda(SystemTime::now() + left)
+    }
+
     #[test]
     fn nine_endless_documents_leave_time_for_the_tenth() {
         let mut left = Duration::from_secs(59);
         for _ in 0..9 {
-            let limits =
-                Limits::new(Deadline::from_lambda(SystemTime::now() + left), Some(Duration::from_secs(30)), None);
-            left = left.saturating_sub(limits.time(true).time);
+            let limits = Limits::new(in_time(left), Some(Duration::from_secs(30)), None);
+            left = left.saturating_sub(limits.time(OTHERS_WAIT).time);
         }
         assert!(left > Duration::from_millis(100), "{left:?}");
+    }
+
+    #[test]
+    fn a_redelivered_document_has_its_full_limit_however_long_nine_before_it_took() {
+        for max_render_time in [None, Some(9), Some(40), Some(100)] {
+            let deadline = in_time(Duration::from_secs(59));
+            let mut limits = Limits::new(deadline, max_render_time.map(Duration::from_secs), None);
+            let mut left = Duration::from_secs(59);
+            for _ in 0..9 {
+                limits.deadline = in_time(left);
+                left = left.saturating_sub(limits.time(REDELIVERED_WAIT).time);
+            }
+            limits.deadline = in_time(left);
+            assert!(limits.time(REDELIVERED).is_full_limit, "{max_render_time:?}: {left:?} left");
+        }
+    }
+
+    #[test]
+    fn nobody_is_left_without_time_for_the_sake_of_a_redelivered_document() {
+        for left in [59_000, 31_000, 29_600, 29_000, 1_000] {
+            let mut limits = Limits::new(in_time(Duration::from_secs(59)), None, None);
+            limits.deadline = in_time(Duration::from_millis(left));
+            assert!(limits.time(REDELIVERED_WAIT).time > Duration::from_millis(400), "{left}");
+        }
     }
 
     #[test]
@@ -141,13 +202,14 @@ mod tests {
 
     #[test]
     fn a_document_alone_has_its_full_limit_and_no_more() {
-        let minute = Deadline::from_lambda(SystemTime::now() + Duration::from_mins(1));
+        let minute = in_time(Duration::from_mins(1));
         let full = |time| TimeLimit { time, is_full_limit: true };
         let limits = Limits::new(minute, Some(Duration::from_secs(2)), None);
-        assert_eq!(limits.time(false), full(Duration::from_secs(2)));
-        assert_eq!(limits.time(true), full(Duration::from_secs(2)));
-        assert!(Limits::new(minute, None, None).time(false).is_full_limit);
-        assert!(!Limits::new(minute, Some(Duration::from_mins(2)), None).time(false).is_full_limit);
-        assert_eq!(Limits::new(Deadline::NONE, None, None).time(true), full(MAX_INVOCATION / 2));
+        assert_eq!(limits.time(ALONE), full(Duration::from_secs(2)));
+        assert_eq!(limits.time(OTHERS_WAIT), full(Duration::from_secs(2)));
+        assert!(Limits::new(minute, None, None).time(ALONE).is_full_limit);
+        assert!(!Limits::new(minute, None, None).time(OTHERS_WAIT).is_full_limit);
+        assert!(Limits::new(minute, None, None).time(REDELIVERED).is_full_limit);
+        assert_eq!(Limits::new(Deadline::NONE, None, None).time(OTHERS_WAIT), full(MAX_INVOCATION / 2));
     }
 }

@@ -1,5 +1,6 @@
 //! Schedules one batch: message groups side by side, the records of a group in order, and each
-//! worker rendering one document after another.
+//! worker rendering one document after another. Messages that were delivered before come last, since one of them
+//! may be what took too long the last time.
 //!
 //! [`record`] is a record's way from its message to its outcome, in the steps [`inputs`], [`render`]
 //! and [`outputs`]; [`groups`] says which records wait for which, and [`limits`], [`memory`] and
@@ -14,11 +15,12 @@ mod groups;
 mod inputs;
 pub mod limits;
 mod memory;
-mod outputs;
+pub mod outputs;
 mod record;
 mod render;
 
 use std::cell::{Cell, RefCell};
+use std::cmp::Reverse;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -47,12 +49,13 @@ pub(super) struct BatchContext<'a> {
     /// The render time from which on a document's timings are stored, if they are to be.
     pub timings_slower_than: Option<Duration>,
     pub limits: Limits,
+    /// When the invocation began, in milliseconds since 1970: the time of a document whose message has none.
+    pub began_at_ms: Option<i64>,
 }
 
 /// A batch that is being processed.
 struct Batch<'a> {
     context: &'a BatchContext<'a>,
-    reports: &'a [RecordReport<'a>],
     workers: usize,
     cores: CoreBudget,
     key_locks: KeyLocks,
@@ -63,6 +66,8 @@ struct Batch<'a> {
     memory: BatchMemory,
     has_logged_denied: Cell<bool>,
     set_aside: RefCell<Vec<SetAside<'a>>>,
+    /// Whether messages that were delivered before are processed after those that are processed now.
+    redelivered_wait: Cell<bool>,
 }
 
 /// A record whose document needs more memory than one may have beside others, and the rest of its
@@ -81,10 +86,13 @@ type Work<'a> = Mutex<mpsc::UnboundedReceiver<QueuedDocument<'a>>>;
 
 /// Processes every record of a batch. When this returns each report has its outcome, and every run
 /// that has seen a message has ended.
-pub(super) async fn process(context: &BatchContext<'_>, workers: &mut [Worker], reports: &[RecordReport<'_>]) {
+pub(super) async fn process<'a>(
+    context: &'a BatchContext<'a>,
+    workers: &mut [Worker],
+    reports: impl Iterator<Item = &'a RecordReport<'a>>,
+) {
     let batch = Batch {
         context,
-        reports,
         workers: workers.len(),
         cores: CoreBudget::new(context.cores),
         key_locks: KeyLocks::default(),
@@ -97,18 +105,31 @@ pub(super) async fn process(context: &BatchContext<'_>, workers: &mut [Worker], 
         ),
         has_logged_denied: Cell::new(false),
         set_aside: RefCell::default(),
+        redelivered_wait: Cell::new(false),
     };
-    let mut groups = groups::group(batch.reports, &batch.cores);
-    while !groups.is_empty() {
-        batch.process_groups(workers, groups).await;
-        groups = match workers.first_mut() {
-            Some(worker) => batch.retry_exclusively(worker).await,
-            None => return,
-        };
-    }
+    let groups = groups::group(reports, &batch.cores);
+    let (mut redelivered, first_deliveries): (Vec<_>, Vec<_>) =
+        groups.into_iter().partition(|group| group.receive_count() > 1);
+    // Whoever has come back most often has its full time limit most surely.
+    redelivered.sort_by_key(|group| Reverse(group.receive_count()));
+    batch.redelivered_wait.set(!redelivered.is_empty());
+    batch.process_all(workers, first_deliveries).await;
+    batch.redelivered_wait.set(false);
+    batch.process_all(workers, redelivered).await;
 }
 
 impl<'a> Batch<'a> {
+    /// Processes groups, and after them alone what of them needs all the memory.
+    async fn process_all(&self, workers: &mut [Worker], mut groups: Vec<MessageGroup<'a>>) {
+        while !groups.is_empty() {
+            self.process_groups(workers, groups).await;
+            groups = match workers.first_mut() {
+                Some(worker) => self.retry_exclusively(worker).await,
+                None => return,
+            };
+        }
+    }
+
     /// Processes groups side by side on all workers.
     async fn process_groups(&self, workers: &mut [Worker], groups: Vec<MessageGroup<'a>>) {
         let (queue, work) = mpsc::unbounded_channel();
@@ -122,7 +143,7 @@ impl<'a> Batch<'a> {
         tokio::join!(groups, workers);
     }
 
-    /// Processes the records of a group in order, until one fails or has to be set aside. The share
+    /// Processes the records of a group in order, until one fails for now or has to be set aside. The share
     /// of the cores and the work queue are let go of with the group's last document.
     async fn process_group(&self, mut group: MessageGroup<'a>, share: cores::CoreShare<'_>, queue: WorkQueue<'a>) {
         let (mut share, mut queue) = (Some(share), Some(queue));
@@ -132,8 +153,8 @@ impl<'a> Batch<'a> {
             let queue = if is_last { queue.take() } else { queue.clone() };
             let span = record.span.clone();
             match self.process_record(record, waiting, share, queue).instrument(span).await {
-                RecordState::Acknowledged => {}
-                RecordState::Failed => return group.stop_after(record),
+                RecordState::Done => {}
+                RecordState::FailedTransiently => return group.stop_after(record),
                 RecordState::NeedsAllMemory => {
                     return self.set_aside.borrow_mut().push(SetAside { record, rest: group });
                 }
@@ -149,9 +170,9 @@ impl<'a> Batch<'a> {
             let Some(SetAside { record, rest }) = self.set_aside.borrow_mut().pop() else { return groups };
             let span = record.span.clone();
             match self.process_exclusively(worker, record).instrument(span).await {
-                RecordState::Acknowledged if rest.is_empty() => {}
-                RecordState::Acknowledged => groups.push(rest),
-                RecordState::Failed | RecordState::NeedsAllMemory => rest.stop_after(record),
+                RecordState::Done if rest.is_empty() => {}
+                RecordState::Done => groups.push(rest),
+                RecordState::FailedTransiently | RecordState::NeedsAllMemory => rest.stop_after(record),
             }
         }
     }

@@ -12,10 +12,21 @@ use super::memory::MemoryReservation;
 use super::render::PendingPdf;
 use crate::aws::s3::StoreError;
 use crate::aws::sqs::{Announcement, FailedMessage};
-use crate::function::outcome::{ErrorCode, Failure, Outcome, Stored};
+use crate::function::outcome::{ErrorCode, Failure, Outcome, Returned, Stored};
 use crate::function::report::RecordReport;
-use crate::message::RenderRequest;
+use crate::message::{RenderRequest, Respond};
 use crate::pdf::Level;
+
+/// Where a record's PDF is, or why none is needed.
+pub(super) enum Success {
+    Stored(Stored),
+    /// It goes to the sender of a direct call.
+    Returned(Returned),
+    /// A message that was sent later has written this key already.
+    Superseded {
+        key: String,
+    },
+}
 
 /// The timings of a document that took longer than `TIMINGS_SLOWER_THAN_MS`. Its PDF is stored.
 pub(super) struct PendingTimings {
@@ -27,15 +38,57 @@ pub(super) struct PendingTimings {
     _reservation: MemoryReservation,
 }
 
+/// The largest PDF that the answer to a direct call has room for: Lambda's limit is 6 MB, of which a kilobyte is
+/// for the rest, and base64 makes four bytes of three.
+/// Source: <https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html>.
+const MAX_RETURNED_BYTES: usize = (6 * 1024 * 1024 - 1024) / 4 * 3;
+
+/// Describes a stored document to whoever waits for it.
+pub(in crate::function) fn announcement<'a>(
+    message_id: &'a str,
+    template: &'a str,
+    bucket: &'a str,
+    stored: &'a Stored,
+) -> Announcement<'a> {
+    Announcement {
+        message_id,
+        template,
+        bucket,
+        key: &stored.key,
+        version_id: stored.version_id.as_deref(),
+        e_tag: stored.e_tag.as_deref().map(|e_tag| e_tag.trim_matches('"')),
+        pages: stored.pages,
+        bytes: stored.bytes,
+        e_invoice: stored.e_invoice.map(Level::as_str),
+    }
+}
+
 impl Batch<'_> {
+    /// Stores a document's PDF, or hands it back if its sender waits for it.
+    pub(super) async fn store_or_return(
+        &self,
+        document: Document<'_>,
+        pdf: PendingPdf,
+    ) -> Result<(Success, Option<PendingTimings>), Failure> {
+        if document.request.respond != Some(Respond::Inline) {
+            let (stored, timings) = self.store(document, pdf).await?;
+            return Ok((Success::Stored(stored), timings));
+        }
+        let PendingPdf { pages, e_invoice, warnings, render_time, pdf, .. } = pdf;
+        if pdf.len() > MAX_RETURNED_BYTES {
+            return Err(Failure::pdf_too_large_to_return(pdf.len(), MAX_RETURNED_BYTES));
+        }
+        Ok((Success::Returned(Returned { pages, e_invoice, pdf, warnings, render_time }), None))
+    }
+
     /// Stores a document's PDF. With it come the document's timings, if they are to be stored too.
-    pub(super) async fn store(
+    async fn store(
         &self,
         document: Document<'_>,
         pdf: PendingPdf,
     ) -> Result<(Stored, Option<PendingTimings>), Failure> {
         let _permit = self.uploads.acquire().await.expect("the semaphore is never closed");
-        let Document { record, request, key_lock, timings_slower_than, .. } = document;
+        let Document { record, request, mut key_lock, timings_slower_than, .. } = document;
         let PendingPdf { pages, e_invoice, warnings, render_time, pdf, timings, cache_evictions, mut reservation } =
             pdf;
         let began = Instant::now();
@@ -43,6 +96,9 @@ impl Batch<'_> {
         let stored = self.context.storage.store(&request, pages, e_invoice, pdf, timeout).await;
         record.set_upload_time(began.elapsed());
         let object = stored.map_err(|error| self.not_stored(&error))?;
+        if let Some(key_lock) = &mut key_lock {
+            **key_lock = request.sent_timestamp_ms;
+        }
         reservation.resize(timings.len());
         let stored = Stored { cache_evictions, ..Stored::new(request.key.clone(), object, warnings, render_time) };
         let is_slow = timings_slower_than.is_some_and(|slower_than| render_time > slower_than);
@@ -59,18 +115,9 @@ impl Batch<'_> {
     /// Announces a stored document, if there is a queue for that. If the queue does not take the
     /// announcement, the message is delivered again and announced then.
     pub(super) async fn announce(&self, record: &RecordReport<'_>, stored: Stored) -> Outcome {
-        let template = record.template();
-        let announcement = Announcement {
-            message_id: &record.record.message_id,
-            template: template.as_deref().unwrap_or_default(),
-            bucket: self.context.storage.output_bucket(),
-            key: &stored.key,
-            version_id: stored.version_id.as_deref(),
-            e_tag: stored.e_tag.as_deref().map(|e_tag| e_tag.trim_matches('"')),
-            pages: stored.pages,
-            bytes: stored.bytes,
-            e_invoice: stored.e_invoice.map(Level::as_str),
-        };
+        let template = record.template().unwrap_or_default();
+        let bucket = self.context.storage.output_bucket();
+        let announcement = announcement(&record.record.message_id, &template, bucket, &stored);
         let group = record.record.message_group.as_deref();
         match self.context.queues.announce(&announcement, group, self.context.limits.attempt_timeout()).await {
             Ok(()) => Outcome::Stored(stored),
@@ -86,6 +133,10 @@ impl Batch<'_> {
     pub(super) async fn dead_letter(&self, record: &RecordReport<'_>, failure: Failure) -> Outcome {
         if !failure.code.is_permanent() {
             return Outcome::TransientFailure(failure);
+        }
+        // Whoever has called the function hears of it.
+        if record.record.is_direct {
+            return Outcome::PermanentFailure(failure);
         }
         let template = record.template();
         let Ok(body) = &record.record.body else { return Outcome::PermanentFailure(failure) };

@@ -7,24 +7,25 @@ use tokio::sync::oneshot;
 
 use super::cores::{CoreShare, WaitingDocument};
 use super::inputs::{Document, Inputs};
-use super::outputs::PendingTimings;
+use super::outputs::{PendingTimings, Success};
 use super::render::{PendingPdf, QueuedDocument, RenderFailure, Sharing};
 use super::{Batch, WorkQueue};
-use crate::function::outcome::Stored;
+use crate::function::outcome::Outcome;
 use crate::function::report::RecordReport;
 use crate::press::Worker;
 
 /// What has become of a record.
 pub(super) enum RecordState {
-    Acknowledged,
-    /// It has failed, and is delivered again or dead-lettered by its queue.
-    Failed,
+    /// It is acknowledged, or has failed for good: no later delivery could have another outcome.
+    Done,
+    /// It has failed, and a later delivery may succeed.
+    FailedTransiently,
     /// It has no outcome yet: it is to be processed again, alone and with all the memory.
     NeedsAllMemory,
 }
 
-/// A success, and the timings that are to be stored after it, if any are.
-type StoredResult = Result<(Stored, Option<PendingTimings>), RenderFailure>;
+/// What has become of a record's document, and the timings that are to be stored after it, if any are.
+type RecordResult = Result<(Success, Option<PendingTimings>), RenderFailure>;
 
 impl<'a> Batch<'a> {
     /// Processes a record while others are processed beside it. The group's last record brings the
@@ -47,14 +48,15 @@ impl<'a> Batch<'a> {
         waiting: Option<WaitingDocument>,
         share: Option<CoreShare<'_>>,
         queue: Option<WorkQueue<'a>>,
-    ) -> StoredResult {
+    ) -> RecordResult {
         let document = match self.read_inputs(record).await? {
             Inputs::Document(document) => *document,
-            Inputs::StoredBefore(stored) => return Ok((stored, None)),
+            Inputs::StoredBefore(stored) => return Ok((Success::Stored(stored), None)),
+            Inputs::Superseded { key } => return Ok((Success::Superseded { key }, None)),
         };
         let (document, pdf) = render_on_a_worker(document, waiting, queue).await?;
         drop(share);
-        Ok(self.store(document, pdf).await?)
+        Ok(self.store_or_return(document, pdf).await?)
     }
 
     /// Processes a record again, when no other document is rendered and no PDF waits to be stored, in
@@ -64,12 +66,13 @@ impl<'a> Batch<'a> {
         self.finish(record, stored).await
     }
 
-    async fn render_exclusively_and_store(&self, worker: &mut Worker, record: &'a RecordReport<'a>) -> StoredResult {
+    async fn render_exclusively_and_store(&self, worker: &mut Worker, record: &'a RecordReport<'a>) -> RecordResult {
         let reservation = self.memory.reserve_only_pdf().await;
         let share = self.cores.share();
         let mut document = match self.read_inputs(record).await? {
             Inputs::Document(document) => *document,
-            Inputs::StoredBefore(stored) => return Ok((stored, None)),
+            Inputs::StoredBefore(stored) => return Ok((Success::Stored(stored), None)),
+            Inputs::Superseded { key } => return Ok((Success::Superseded { key }, None)),
         };
         // It is not to fail for the memory that a recording takes.
         document.timings_slower_than = None;
@@ -77,22 +80,24 @@ impl<'a> Batch<'a> {
         drop(share);
         worker.end_invocation().await;
         let (document, pdf) = rendered?;
-        Ok(self.store(document, pdf).await?)
+        Ok(self.store_or_return(document, pdf).await?)
     }
 
     /// Announces the PDF or dead-letters the message, and reports the record's outcome.
-    async fn finish(&self, record: &RecordReport<'_>, stored: StoredResult) -> RecordState {
+    async fn finish(&self, record: &RecordReport<'_>, stored: RecordResult) -> RecordState {
         let (outcome, timings) = match stored {
-            Ok((stored, timings)) => (self.announce(record, stored).await, timings),
+            Ok((Success::Stored(stored), timings)) => (self.announce(record, stored).await, timings),
+            Ok((Success::Returned(returned), timings)) => (Outcome::Returned(returned), timings),
+            Ok((Success::Superseded { key }, timings)) => (Outcome::Superseded { key }, timings),
             Err(RenderFailure::Failed(failure)) => (self.dead_letter(record, failure).await, None),
             Err(RenderFailure::NeedsAllMemory) => return RecordState::NeedsAllMemory,
         };
-        let is_acknowledged = outcome.is_acknowledged();
+        let has_failed = matches!(outcome, Outcome::TransientFailure(_));
         record.finish(outcome);
         if let Some(timings) = timings {
             Box::pin(self.store_timings(timings)).await;
         }
-        if is_acknowledged { RecordState::Acknowledged } else { RecordState::Failed }
+        if has_failed { RecordState::FailedTransiently } else { RecordState::Done }
     }
 }
 

@@ -10,9 +10,10 @@ use tracing::Instrument;
 use super::Batch;
 use super::cores::WaitingDocument;
 use super::inputs::Document;
-use super::limits::{MemoryLimit, TimeLimit};
+use super::limits::{MemoryLimit, TimeLimit, Turn};
 use super::memory::MemoryReservation;
 use crate::function::outcome::{ErrorCode, Failure};
+use crate::function::report::RecordReport;
 use crate::pdf::Level;
 use crate::press::protocol::{DocumentHeader, Response};
 use crate::press::{Cause, Request, RunEnd, RunFailure, RunResponse, Worker};
@@ -105,8 +106,9 @@ impl<'a> Batch<'a> {
         let mut threads = self.cores.threads();
         let mut lost = Failure::new(ErrorCode::RunLost, "no attempt has been made");
         for _ in 0..MAX_ATTEMPTS {
-            let (time, memory) = self.limits(sharing);
-            let header = header(&document, *threads.borrow_and_update(), time, memory);
+            let (time, memory) = self.limits(sharing, document.record);
+            let began_at_ms = self.context.began_at_ms;
+            let header = header(&document, began_at_ms, *threads.borrow_and_update(), time, memory);
             let request = Request { header, content: content.clone(), max_response_bytes: memory.response_bytes() };
             let was_fresh = worker.is_fresh();
             let error = match worker.render(&request, &mut threads).await {
@@ -145,10 +147,14 @@ impl<'a> Batch<'a> {
     }
 
     /// The time and the memory that a document may have now.
-    fn limits(&self, sharing: Sharing) -> (TimeLimit, MemoryLimit) {
+    fn limits(&self, sharing: Sharing, record: &RecordReport<'_>) -> (TimeLimit, MemoryLimit) {
         let limits = &self.context.limits;
         let others_wait = self.cores.others_wait();
-        let time = limits.time(others_wait || !self.set_aside.borrow().is_empty());
+        let time = limits.time(Turn {
+            is_redelivered: record.record.is_redelivered(),
+            others_wait: others_wait || !self.set_aside.borrow().is_empty(),
+            redelivered_wait: self.redelivered_wait.get(),
+        });
         let memory = match sharing {
             Sharing::Shared => limits.shared_memory(self.workers, self.memory.bytes_unavailable_to_runs(others_wait)),
             Sharing::Exclusive => limits.exclusive_memory(self.memory.bytes_unavailable_to_runs(false)),
@@ -157,12 +163,18 @@ impl<'a> Batch<'a> {
     }
 }
 
-fn header(document: &Document<'_>, threads: usize, time: TimeLimit, memory: MemoryLimit) -> DocumentHeader {
+fn header(
+    document: &Document<'_>,
+    began_at_ms: Option<i64>,
+    threads: usize,
+    time: TimeLimit,
+    memory: MemoryLimit,
+) -> DocumentHeader {
     let Document { record, request, files, timings_slower_than, .. } = document;
     DocumentHeader {
         template: request.template.clone(),
         ident: record.record.message_id.clone(),
-        timestamp_ms: record.record.sent_timestamp_ms,
+        timestamp_ms: record.record.sent_timestamp_ms.or(began_at_ms),
         files: request.files.keys().cloned().zip(files.iter().map(Bytes::len)).collect(),
         threads,
         time_limit: time.time,
