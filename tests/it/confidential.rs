@@ -2,7 +2,7 @@
 //! template quotes it; and what Typst says itself stays whole.
 
 use crate::support::templates::{Templates, outcome};
-use crate::support::{INPUT, Stage, record_of, run};
+use crate::support::{INPUT, Stage, log, record_of, run};
 use pressrun::function::outcome::{Failure, Outcome};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -63,9 +63,9 @@ async fn failure(stage: &mut Stage, act: &str, content: &str, data: Value) -> Fa
     }
 }
 
-/// Everything that may be logged of a failure.
+/// Everything that has been logged, and may be logged, of a failure.
 fn said(failure: &Failure) -> String {
-    format!("{} {failure:?}", failure.message)
+    format!("{} {failure:?} {}", failure.message, log::take("").join("\n"))
 }
 
 /// Whether a text has a part of the marker, in whatever case, forwards, backwards or as bytes.
@@ -127,6 +127,24 @@ fn no_value_of_the_data_is_quoted_however_a_template_changes_it() {
                 }
             }
         }
+    });
+}
+
+#[test]
+fn characters_of_a_file_are_counted_and_not_told() {
+    run(async {
+        let mut stage = Templates::with("#if data.text != \"sample\" { read(\"/files/x\") }").stage().await;
+        let body = json!({"template": "note", "data": {"text": "京"}, "files": {"x": "x"}}).to_string();
+        stage.s3.put(INPUT, "x", "東京 ب");
+        let Outcome::PermanentFailure(failure) = outcome(&mut stage, record_of("m", body)).await else {
+            panic!("it has been rendered")
+        };
+        let said = said(&failure);
+        assert!(
+            said.contains("no font has \"京\" (U+4EAC) and 1 character of the script Han (hint: add Noto Sans CJK")
+        );
+        assert!(said.contains("none of its fonts has 1 character of the script Arabic"), "{said}");
+        assert!(!said.contains('東') && !said.contains("6771") && !said.contains('ب'), "{said}");
     });
 }
 
