@@ -1,5 +1,7 @@
-//! Long documents on all cores and on one, and one that is long among nine that are short.
-//! Rounds alternate.
+//! Long documents on all cores and on one, one that is long among nine that are short, and large tables
+//! in little memory. Rounds alternate.
+//!
+//! `-- tables` renders the tables only, `-- tables 100000` those with so many rows.
 
 #[path = "../tests/embedded/mod.rs"]
 mod embedded;
@@ -12,17 +14,28 @@ use embedded::s3::EmbeddedS3;
 use pressrun::config::Config;
 use pressrun::function::Function;
 use pressrun::function::deadline::Deadline;
+use pressrun::press::{Request, RunResponse};
 use pressrun::render::Renderer;
 use serde_json::{Value, json};
-use support::{Series, bytes, cores, invoice, on_threads, report, statement, templates, templates_and};
+use support::{Press, Series, bytes, cores, invoice, on_threads, report, request, statement, templates, templates_and};
+use tokio::sync::watch;
 
 const ROUNDS: usize = 9;
+/// A large table takes many seconds.
+const TABLE_ROUNDS: usize = 3;
+const TABLE_ROWS: usize = 20_000;
+const MEGABYTE: u64 = 1_000_000;
 
 fn main() -> std::process::ExitCode {
     support::main(benchmark)
 }
 
 async fn benchmark() {
+    let arguments: Vec<String> = std::env::args().skip_while(|argument| argument != "tables").collect();
+    if !arguments.is_empty() {
+        let rows = arguments.get(1).and_then(|rows| rows.parse().ok()).unwrap_or(TABLE_ROWS);
+        return large_tables(rows).await;
+    }
     let ours = Renderer::load(&templates()).unwrap();
     let one_table = Renderer::load(&templates_and("benches/templates/statement_one_table")).unwrap();
     let report_200 = bytes(&report(48));
@@ -66,6 +79,7 @@ async fn benchmark() {
     }
     println!("\nstatement on all threads over one: {:.2}", 1.0 / series[3].ratio_to(&series[2]));
     long_among_short().await;
+    large_tables(TABLE_ROWS).await;
 }
 
 /// Through the whole function, presses for all cores: when the long one is stored, alone and
@@ -123,4 +137,58 @@ async fn until_stored(function: &mut Function, s3: &EmbeddedS3, messages: &[&Val
     assert!(response.unwrap().batch_item_failures.is_empty());
     s3.clear("output");
     took
+}
+
+/// A plain table of eight columns in one run, with as much memory as it takes, and with less.
+async fn large_tables(rows: usize) {
+    let mut press = Press::start(&templates_and("tests/templates/table"), 1).await;
+    let plain = (false, [None, Some(rows as u64 * 75_000), Some(rows as u64 * 35_000)]);
+    let total = (true, [None, Some(rows as u64 * 100_000), Some(rows as u64 * 50_000)]);
+    println!(
+        "\n| a table of {rows} rows and 8 columns | memory for its run | ms | to the first | peak of the run | evictions |"
+    );
+    println!("| --- | --- | --- | --- | --- | --- |");
+    for (page_total, limits) in [plain, total] {
+        let mut series = limits.map(|_| Series::default());
+        let mut last = limits.map(|_| None);
+        for _ in 0..TABLE_ROUNDS {
+            for (index, limit) in limits.into_iter().enumerate() {
+                let (took, response, peak) = render_table(&mut press, rows, page_total, limit).await;
+                series[index].add(took, 1);
+                last[index] = Some((response, peak));
+            }
+        }
+        for (index, limit) in limits.into_iter().enumerate() {
+            let (evictions, peak) = last[index].unwrap();
+            let name = if page_total { "with page x of y in the footer" } else { "without a page total" };
+            let limit = limit.map_or("unlimited".to_owned(), |bytes| format!("{} MB", bytes / MEGABYTE));
+            let evictions = evictions.map_or("failed for memory".to_owned(), |evictions| evictions.to_string());
+            println!(
+                "| {name} | {limit} | {:.0} | {:.2} | {} MB | {evictions} |",
+                series[index].median(),
+                series[index].ratio_to(&series[0]),
+                peak / MEGABYTE
+            );
+        }
+    }
+    press.stop().await;
+}
+
+/// Renders a table in a run of its own. The evictions are `None` if it did not fit.
+async fn render_table(
+    press: &mut Press,
+    rows: usize,
+    page_total: bool,
+    memory_limit_bytes: Option<u64>,
+) -> (Duration, Option<u32>, u64) {
+    let data = bytes(&json!({"rows": rows, "page-total": page_total}));
+    let mut request: Request = request("table", &data, Duration::from_mins(10));
+    request.header.memory_limit_bytes = memory_limit_bytes;
+    let (_sender, mut threads) = watch::channel(1);
+    let began = Instant::now();
+    let rendered = press.worker().render(&request, &mut threads).await;
+    let took = began.elapsed();
+    press.worker().end_invocation().await;
+    let peak = press.take_peak_memory();
+    (took, rendered.ok().map(|RunResponse { cache_evictions, .. }| cache_evictions), peak)
 }

@@ -217,8 +217,20 @@ fn open_files(process: u32) -> impl Iterator<Item = String> {
 /// Returns the bytes that a process has in RAM, including shared pages; 0 when it is gone.
 #[must_use]
 pub fn resident_bytes(process: u32) -> u64 {
+    statm_bytes(process, 1)
+}
+
+/// Returns the bytes of a process's private writable mappings, which `RLIMIT_DATA` limits, and of its stack; 0 when
+/// it is gone.
+#[must_use]
+pub fn data_bytes(process: u32) -> u64 {
+    statm_bytes(process, 5)
+}
+
+/// Reads a field of `/proc/<pid>/statm`, which counts pages.
+fn statm_bytes(process: u32, field: usize) -> u64 {
     let statm = fs::read_to_string(format!("/proc/{process}/statm")).unwrap_or_default();
-    let pages = statm.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0);
+    let pages = statm.split_whitespace().nth(field).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0);
     pages * 4096
 }
 

@@ -183,6 +183,12 @@ impl Press {
         Self { supervisor, workers }
     }
 
+    /// The largest peak memory of the runs that have ended since this was last called, in bytes.
+    pub fn take_peak_memory(&self) -> u64 {
+        let ended = self.supervisor.take_stats().ended_runs;
+        ended.iter().map(|run| run.peak_memory_bytes).max().unwrap_or_default()
+    }
+
     pub fn worker(&mut self) -> &mut Worker {
         &mut self.workers[0]
     }

@@ -102,6 +102,8 @@ pub(super) struct DocumentMetrics {
     pub pages: Option<AsCount<u64>>,
     pub pdf_size: Option<AsBytes<u64>>,
     pub render_time: Option<Duration>,
+    /// How often the memo cache was evicted for want of memory, if it was.
+    pub cache_evictions: Option<AsCount<u64>>,
     pub upload_time: Option<Duration>,
     /// The time that the document waited for memory to read it into, and for a worker.
     pub queue_wait: Option<Duration>,

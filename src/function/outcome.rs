@@ -44,6 +44,8 @@ pub struct Stored {
     pub warnings: Vec<Diagnostic>,
     /// The time from when the run had the whole request until it had the PDF.
     pub render_time: Duration,
+    /// How often Typst's memo cache was evicted for want of memory.
+    pub cache_evictions: u32,
 }
 
 /// Why a record has failed.
@@ -108,7 +110,18 @@ impl Stored {
     #[must_use]
     pub fn new(key: String, object: StoredObject, warnings: Vec<Diagnostic>, render_time: Duration) -> Self {
         let StoredObject { pages, bytes, e_invoice, e_tag, version_id } = object;
-        Self { key, pages, bytes, e_invoice, e_tag, version_id, was_stored_before: false, warnings, render_time }
+        Self {
+            key,
+            pages,
+            bytes,
+            e_invoice,
+            e_tag,
+            version_id,
+            was_stored_before: false,
+            warnings,
+            render_time,
+            cache_evictions: 0,
+        }
     }
 
     /// A document that an earlier delivery of the message had stored.

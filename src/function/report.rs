@@ -117,6 +117,7 @@ impl<'a> RecordReport<'a> {
                 pages: Some((stored.pages as u64).into()),
                 pdf_size: Some((stored.bytes as u64).into()),
                 render_time: (!stored.was_stored_before).then_some(stored.render_time),
+                cache_evictions: (stored.cache_evictions > 0).then(|| u64::from(stored.cache_evictions).into()),
                 ..document
             },
             Outcome::DeadLettered(failure)
@@ -144,7 +145,8 @@ fn log(outcome: &Outcome) {
             }
             let (key, pages, bytes) = (&stored.key, stored.pages, stored.bytes);
             let what = if stored.was_stored_before { "had been stored by an earlier delivery" } else { "stored" };
-            tracing::info!(key, pages, bytes, milliseconds, "{what}");
+            let cache_evictions = Some(stored.cache_evictions).filter(|evictions| *evictions > 0);
+            tracing::info!(key, pages, bytes, milliseconds, cacheEvictions = cache_evictions, "{what}");
         }
         Outcome::DeadLettered(failure) | Outcome::PermanentFailure(failure) => {
             let is_dead_lettered = matches!(outcome, Outcome::DeadLettered(_));

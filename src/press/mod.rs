@@ -9,7 +9,7 @@
 //!
 //! [`supervisor`] keeps a press running: it starts one ([`press_process`]), replaces it, and asks it for
 //! runs. Each [`worker`] is a place for one run, which the function exchanges requests and responses with
-//! over pipes that pass through no other process ([`run_handle`]). [`protocol`] defines both channels, and
+//! ([`exchange`]) over pipes that pass through no other process ([`run_handle`]), and whose memory it watches ([`memory_watch`]). [`protocol`] defines both channels, and
 //! [`control_socket`] is the one between function and press.
 //!
 //! Imports [`crate::render`], [`crate::pdf`], [`crate::os`] and [`crate::census`]. It must never be true
@@ -18,6 +18,8 @@
 //! process has ended.
 
 mod control_socket;
+mod exchange;
+mod memory_watch;
 mod press_process;
 pub mod protocol;
 mod run;
@@ -27,7 +29,8 @@ mod supervisor;
 mod worker;
 pub mod zygote;
 
+pub use exchange::{Request, RunResponse};
 pub use press_process::{PRESS_ROLE, PressSettings, StartError};
-pub use run_handle::{Cause, Request, RunEnd, RunFailure, RunResponse};
+pub use run_handle::{Cause, RunEnd, RunFailure};
 pub use supervisor::{EndedRun, PressStats, Supervisor};
 pub use worker::Worker;

@@ -24,8 +24,8 @@ use tracing::Instrument;
 
 use super::control_socket::{self, FunctionEnd};
 use super::protocol::{PressCommand, PressEvent, StartStage};
-use super::run_handle::RunState;
 use super::sandbox::SandboxLevel;
+use crate::os::ProcessEnd;
 use crate::render::TemplateVersions;
 
 /// The first argument of a program that is started as a press.
@@ -78,11 +78,11 @@ pub enum StartError {
         memory_bytes / MEBIBYTE, resident_bytes / MEBIBYTE
     )]
     Memory { memory_bytes: u64, resident_bytes: u64, workers: usize },
-    #[error("a press ended {stage}: {how}")]
+    #[error("{stage}: {how}")]
     Ended { stage: StartStage, how: String },
     #[error(
-        "a press was not warm after {} s: it was rendering sample.json of {}; does that never end?",
-        INIT_TIMEOUT.as_secs(), named(templates)
+        "a press was not warm after {} s: it was {}",
+        INIT_TIMEOUT.as_secs(), doing(templates)
     )]
     Slow { templates: Vec<String> },
     #[error(
@@ -91,7 +91,7 @@ pub enum StartError {
         took.as_millis(), in_milliseconds(samples)
     )]
     SlowSamples { took: Duration, samples: Vec<(String, Duration)> },
-    #[error("this process cannot be made the one that orphans are given to: {0}")]
+    #[error("this process cannot become a child subreaper (PR_SET_CHILD_SUBREAPER): {0}")]
     Subreaper(#[source] Errno),
     #[error("one press after the other has ended in this invocation: {0}")]
     GivenUp(String),
@@ -112,9 +112,22 @@ fn in_milliseconds(samples: &[(String, Duration)]) -> String {
     each.collect::<Vec<_>>().join(", ")
 }
 
-fn named(templates: &[String]) -> String {
+/// Says what a press was doing that was not warm in time, while it was rendering these templates' samples.
+fn doing(templates: &[String]) -> String {
     let quoted: Vec<String> = templates.iter().map(|name| format!("the template {name:?}")).collect();
-    if quoted.is_empty() { "no template".to_owned() } else { quoted.join(" and ") }
+    match quoted.join(" and ") {
+        names if names.is_empty() => "loading fonts and templates".to_owned(),
+        names => format!("rendering sample.json of {names}; does that never end?"),
+    }
+}
+
+/// What the press has said about a run. Nothing more comes when the press is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RunState {
+    Requested,
+    Forked { pid: u32 },
+    NotForked { errno: i32 },
+    Ended(ProcessEnd),
 }
 
 /// What the function asks the press for.
@@ -330,7 +343,7 @@ impl Progress {
                 }
                 Ok(Some(PressEvent::Broken { reason })) => return Err(StartError::Broken(reason)),
                 Ok(Some(event)) => {
-                    return Err(ended(self.stage, &format!("it said {event:?}, which makes no sense")));
+                    return Err(ended(self.stage, &format!("unexpected event {event:?} on the control socket")));
                 }
                 Ok(None) => return Err(ended(self.stage, "it closed its end of the control socket")),
                 Err(error) => return Err(ended(self.stage, &error.to_string())),
@@ -371,7 +384,7 @@ async fn control(socket: FunctionEnd, mut commands: mpsc::UnboundedReceiver<Comm
                 }
                 PressEvent::NotForked { run, errno } => (run, RunState::NotForked { errno }, true),
                 PressEvent::Ended { run, end } => (run, RunState::Ended(end), true),
-                event => return Err(io::Error::other(format!("it said {event:?}, which makes no sense"))),
+                event => return Err(io::Error::other(format!("unexpected event {event:?} on the control socket"))),
             };
             let mut runs = lock(&runs);
             if let Some(sender) = runs.get(&run) {
@@ -385,7 +398,7 @@ async fn control(socket: FunctionEnd, mut commands: mpsc::UnboundedReceiver<Comm
     };
     let closed = tokio::select! { closed = sending => closed, closed = receiving => closed };
     if let Err(error) = closed {
-        tracing::warn!(%error, "the control socket of a press is out of order");
+        tracing::warn!(%error, "the control socket of the press failed");
     }
 }
 

@@ -35,7 +35,7 @@ pub const MAX_FRAME_BYTES: usize = 64 * 1024;
 /// How much of a document's data or of a PDF one frame carries, beside its kind.
 pub const CHUNK_BYTES: usize = MAX_FRAME_BYTES - 1;
 
-/// More of what is wrong with templates is not told. In JSON a byte takes six at most.
+/// The longest reason, in bytes. JSON escapes a byte to at most six (`\\u00XX`), so this fits into a packet.
 const MAX_REASON_BYTES: usize = MAX_PACKET_BYTES / 8;
 /// The most bytes that the texts of a response may take as JSON, all together: it has to fit into
 /// one frame, whatever is in them.
@@ -98,7 +98,7 @@ pub enum PressEvent {
     },
 }
 
-/// The parts of a press's start, in the order in which they are worth telling apart.
+/// The stages of a press's start. They decide whether a lower sandbox level is tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StartStage {
     Loading,
@@ -107,12 +107,12 @@ pub enum StartStage {
 }
 
 impl fmt::Display for StartStage {
-    /// As in "a press ended ...".
+    /// Formats for the beginning of a sentence, as in "the press ended while it was restricting itself".
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str(match self {
-            Self::Loading => "while it was loading templates and rendering samples",
-            Self::Sandbox => "while it was restricting itself",
-            Self::FirstRun => "or its first run, before that had rendered a sample",
+            Self::Loading => "the press ended while it was loading templates and rendering samples",
+            Self::Sandbox => "the press ended while it was restricting itself",
+            Self::FirstRun => "the first run of the press ended before it had rendered a sample",
         })
     }
 }
@@ -135,10 +135,13 @@ pub enum FrameKind {
     /// Down: a part of its data, or after these of its files, one after the other.
     Data = b'd',
     /// Down: its data are whole; it is to be rendered.
-    Render = b'S',
+    Render = b'R',
     /// Down, while a document is being rendered: it may use this many threads from now on, as JSON.
     Threads = b'T',
-    /// Up, once, before that: the run has rendered a sample in its sandbox. Only the first of a press.
+    /// Down, while a document is being rendered: its memory is short, so Typst's memo cache is to be evicted.
+    EvictCache = b'E',
+    /// Up, once, before [`FrameKind::Warm`], only from the first run of a press: it has rendered a sample in its
+    /// sandbox.
     Sandboxed = b's',
     /// Up, once, before any document: the run has warmed itself, and how long that took, as JSON.
     Warm = b'W',
@@ -149,15 +152,15 @@ pub enum FrameKind {
     /// Up, after the PDF: a part of its timings, gzipped, if there are any.
     Timings = b't',
     /// Up: the end of a response, as a [`Response`].
-    Response = b'V',
+    Response = b'A',
 }
 
 impl TryFrom<u8> for FrameKind {
     type Error = io::Error;
 
     fn try_from(byte: u8) -> io::Result<Self> {
-        use FrameKind::{Begun, Data, Document, Pdf, Render, Response, Sandboxed, Threads, Timings, Warm};
-        [Document, Data, Render, Threads, Sandboxed, Warm, Begun, Pdf, Timings, Response]
+        use FrameKind::{Begun, Data, Document, EvictCache, Pdf, Render, Response, Sandboxed, Threads, Timings, Warm};
+        [Document, Data, Render, Threads, EvictCache, Sandboxed, Warm, Begun, Pdf, Timings, Response]
             .into_iter()
             .find(|kind| *kind as u8 == byte)
             .ok_or_else(|| invalid(format!("a frame of the unknown kind {byte:#04x}")))
@@ -212,6 +215,7 @@ pub fn chunks(kind: FrameKind, bytes: &Bytes) -> impl Iterator<Item = Frame> {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DocumentHeader {
     pub template: String,
+    /// The message id, which the PDF's document id is made from.
     pub ident: String,
     pub timestamp_ms: Option<i64>,
     /// The names of the files that come after the data, and how many bytes each has.

@@ -7,6 +7,7 @@ use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::AsFd;
 use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -81,9 +82,9 @@ impl<'a> Run<'a> {
         Ok(Self { renderer, cores, requests, responses, done })
     }
 
-    /// Renders a sample without the press's memo cache, so that the memory which that takes is this process's
-    /// own before a document needs it. With the memo cache it would touch next to nothing: an invoice would
-    /// then take 1.5 times as long as in a run that never ends, instead of 1.1 times.
+    /// Renders the sample with an empty memo cache, so that the page faults of a fresh copy happen now and not in
+    /// the first document. With the press's memo cache little would be touched: an invoice would then take 1.5
+    /// times as long as in a process that never ends, instead of 1.1 times.
     fn warm_up(&mut self, sample: Option<Document>, is_first: bool) -> io::Result<()> {
         let Some(sample) = sample else { return Ok(()) };
         let began = Instant::now();
@@ -172,7 +173,7 @@ impl<'a> Run<'a> {
             },
             |growing| listened = listen(requests, done, growing),
         );
-        // Only that no thread can be started, for want of room for its stack.
+        // The only error is that there was no memory for the first thread's stack.
         let Ok(rendered) = rendered else { os::exit_out_of_memory(pool::STACK_BYTES) };
         listened.map(|()| rendered)
     }
@@ -227,7 +228,7 @@ fn next_document(requests: &mut FrameReader<io::Stdin>) -> io::Result<Option<(Do
             }
             (FrameKind::Render, Some(whole)) => return Ok(Some((whole, data.freeze()))),
             // It has come too late for the document that it was meant for.
-            (FrameKind::Threads, none) => header = none,
+            (FrameKind::Threads | FrameKind::EvictCache, none) => header = none,
             (kind, _) => return Err(io::Error::other(format!("a {kind:?} frame where it makes no sense"))),
         }
     }
@@ -240,7 +241,7 @@ fn listen(requests: &mut FrameReader<io::Stdin>, done: &EventFd, growing: &mut p
     let mut result = Ok(());
     loop {
         if result.is_ok() {
-            result = apply_thread_updates(requests, growing);
+            result = apply_updates(requests, growing);
         }
         let mut files =
             [PollFd::new(done.as_fd(), PollFlags::POLLIN), PollFd::new(requests.pipe.as_fd(), PollFlags::POLLIN)];
@@ -259,16 +260,27 @@ fn listen(requests: &mut FrameReader<io::Stdin>, done: &EventFd, growing: &mut p
     }
 }
 
-/// Applies what has arrived while a document is being rendered, which can only be that it may use more
-/// threads.
-fn apply_thread_updates(requests: &mut FrameReader<io::Stdin>, growing: &mut pool::Growing) -> io::Result<()> {
+/// Applies what has arrived while a document is being rendered: it may use more threads, or has to let go of
+/// memory.
+fn apply_updates(requests: &mut FrameReader<io::Stdin>, growing: &mut pool::Growing) -> io::Result<()> {
     while let Some(frame) = requests.buffered()? {
         match frame.kind {
             FrameKind::Threads => growing.grow_to(frame.parse()?),
+            FrameKind::EvictCache => evict_cache(),
             kind => return Err(io::Error::other(format!("a {kind:?} frame while a document is being rendered"))),
         }
     }
     Ok(())
+}
+
+/// Evicts what the document has not used since the last time. What is evicted is dropped recursively, so on a
+/// thread with as large a stack as those that render. If there is no memory for one, the document does without.
+fn evict_cache() {
+    let thread = thread::Builder::new().name("evict".to_owned()).stack_size(pool::STACK_BYTES);
+    if let Ok(thread) = thread.spawn(|| render::evict_cache(1)) {
+        // A panic in it would be that of an output's destructor, and the run has already said so on stderr.
+        let _ = thread.join();
+    }
 }
 
 fn is_readable(pipe: &impl AsFd) -> io::Result<bool> {

@@ -4,14 +4,12 @@
 //! ended comes from the press, through [`RunState`].
 
 use std::io;
-use std::iter;
 use std::mem;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use futures_util::{SinkExt, StreamExt};
+use futures_util::StreamExt;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -21,16 +19,14 @@ use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, timeout};
 use tokio_util::codec::{FramedRead, FramedWrite};
 
-use super::press_process::Command;
-use super::protocol::{self, DocumentHeader, Frame, FrameCodec, FrameKind, Response};
+use super::exchange::{RESPONSE_GRACE, Reception, Request, RunResponse, Stop, exchange};
+use super::memory_watch::MemoryWatch;
+use super::press_process::{Command, RunState};
+use super::protocol::{FrameCodec, FrameKind};
 use crate::os::{EXIT_OUT_OF_MEMORY, ExitStatus, ProcessEnd};
-
-/// The longest that a run may take to read a part of a document, to begin with a complete one, or to end after it
-/// has closed its pipe.
-const RESPONSE_GRACE: Duration = Duration::from_secs(2);
 
 /// The longest that a run may take to end when it is killed: the kernel needs 200 ms to free 2 GB.
 const KILL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -43,35 +39,6 @@ const MAX_STDERR_BYTES: usize = 4096;
 /// The most lines of it that are logged, and the most bytes of a line.
 const MAX_STDERR_LINES: usize = 5;
 const MAX_STDERR_LINE_BYTES: usize = 200;
-
-/// What the press has said about a run. Nothing more comes when the press is gone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum RunState {
-    Requested,
-    Forked { pid: u32 },
-    NotForked { errno: i32 },
-    Ended(ProcessEnd),
-}
-
-/// A request to a run: a document with its limits.
-#[derive(Clone, Debug)]
-pub struct Request {
-    pub header: DocumentHeader,
-    /// The document's data, followed by the files that the header lists.
-    pub content: Vec<Bytes>,
-    /// The most bytes that a PDF and its timings may have in the function's memory.
-    pub max_response_bytes: Option<u64>,
-}
-
-/// A run's response for a document.
-#[derive(Debug)]
-pub struct RunResponse {
-    pub response: Response,
-    /// The PDF; empty if the document was not rendered.
-    pub pdf: Bytes,
-    /// Typst's timings, gzipped; empty if there are none.
-    pub timings: Bytes,
-}
 
 /// Why there is no response for a document.
 #[derive(Debug)]
@@ -137,6 +104,8 @@ pub(super) struct RunHandle {
     /// Whether the run has not said yet that it is warm, so that a document would have to wait.
     is_warming: bool,
     progress: RunProgress,
+    /// The least memory that a document of it might have: a run cannot get more again.
+    memory_limit_bytes: Option<u64>,
 }
 
 /// What a run has done so far.
@@ -177,6 +146,7 @@ impl RunHandle {
             sample,
             is_warming: sample.is_some(),
             progress: RunProgress::Unused,
+            memory_limit_bytes: None,
         })
     }
 
@@ -219,7 +189,7 @@ impl RunHandle {
 
     /// Waits until it has rendered a sample in its sandbox, as the first run of a press does. Returns `false` if it
     /// has ended or says something else.
-    pub async fn is_sandboxed(&mut self) -> bool {
+    pub async fn wait_sandboxed(&mut self) -> bool {
         matches!(self.responses.next().await, Some(Ok(frame)) if frame.kind == FrameKind::Sandboxed)
     }
 
@@ -246,7 +216,7 @@ impl RunHandle {
     }
 
     /// Waits until the press has forked it or has said that it cannot. Returns `false` if it says neither.
-    pub async fn is_forked(&mut self) -> bool {
+    pub async fn wait_forked(&mut self) -> bool {
         let is_told = |state: &RunState| *state != RunState::Requested;
         timeout(KILL_TIMEOUT, self.state.wait_for(is_told)).await.is_ok_and(|told| told.is_ok())
     }
@@ -284,8 +254,11 @@ impl RunHandle {
         let was_fresh = self.is_fresh();
         self.progress = RunProgress::Rendering { is_first: was_fresh };
         let mut reception = Reception::new(request.max_response_bytes);
+        let mut memory = self.watch_memory(request.header.memory_limit_bytes);
         let stop = tokio::select! {
-            stop = exchange(&mut self.requests, &mut self.responses, request, threads, &mut reception) => stop,
+            stop = exchange(
+                &mut self.requests, &mut self.responses, request, threads, memory.as_mut(), &mut reception,
+            ) => stop,
             _ = ended(&mut self.state) => Stop::RunEnded,
         };
         if let Some(response) = reception.response.take() {
@@ -308,6 +281,12 @@ impl RunHandle {
         Err(RunFailure::Ended { cause: cause(&stop, has_begun, was_fresh, &end), has_begun, end })
     }
 
+    /// Watches the memory of the run, if it is limited.
+    fn watch_memory(&mut self, limit_bytes: Option<u64>) -> Option<MemoryWatch> {
+        self.memory_limit_bytes = self.memory_limit_bytes.into_iter().chain(limit_bytes).min();
+        self.memory_limit_bytes.map(|limit_bytes| MemoryWatch::new(self.state.clone(), limit_bytes))
+    }
+
     /// Reads what is left of a response.
     async fn drain(&mut self, reception: &mut Reception) {
         let reading = async {
@@ -325,122 +304,6 @@ impl Drop for RunHandle {
     fn drop(&mut self) {
         self.kill();
     }
-}
-
-/// Why the exchange with a run is over.
-enum Stop {
-    /// There is a response.
-    Responded,
-    /// The run is gone, as the press says.
-    RunEnded,
-    /// The run has closed a pipe.
-    PipeClosed,
-    /// The run has broken the protocol.
-    ProtocolError,
-    /// The run has not begun with the document in the time it has for that.
-    NotBegun,
-    /// The document has used all its time.
-    TimedOut,
-    /// The PDF is larger than the function has memory for.
-    TooLarge,
-}
-
-/// The part of a response that has been received.
-struct Reception {
-    max_bytes: Option<u64>,
-    has_begun: bool,
-    pdf: BytesMut,
-    timings: BytesMut,
-    response: Option<Response>,
-}
-
-impl Reception {
-    fn new(max_bytes: Option<u64>) -> Self {
-        Self { max_bytes, has_begun: false, pdf: BytesMut::new(), timings: BytesMut::new(), response: None }
-    }
-
-    fn take(&mut self, frame: &Frame) -> Result<(), Stop> {
-        match frame.kind {
-            FrameKind::Begun if !self.has_begun => self.has_begun = true,
-            FrameKind::Pdf | FrameKind::Timings if self.has_begun => {
-                let bytes = (self.pdf.len() + self.timings.len() + frame.payload.len()) as u64;
-                if self.max_bytes.is_some_and(|max_bytes| bytes > max_bytes) {
-                    return Err(Stop::TooLarge);
-                }
-                let part = if frame.kind == FrameKind::Pdf { &mut self.pdf } else { &mut self.timings };
-                part.extend_from_slice(&frame.payload);
-            }
-            FrameKind::Response if self.has_begun => {
-                self.response = Some(frame.parse().map_err(|_| Stop::ProtocolError)?);
-            }
-            _ => return Err(Stop::ProtocolError),
-        }
-        Ok(())
-    }
-
-    fn too_late(&self) -> Stop {
-        if self.has_begun { Stop::TimedOut } else { Stop::NotBegun }
-    }
-
-    fn into_response(self, response: Response) -> RunResponse {
-        RunResponse { response, pdf: self.pdf.freeze(), timings: self.timings.freeze() }
-    }
-}
-
-/// Sends a document and receives the response, until the document's time is over.
-async fn exchange(
-    requests: &mut FramedWrite<pipe::Sender, FrameCodec>,
-    responses: &mut FramedRead<pipe::Receiver, FrameCodec>,
-    request: &Request,
-    threads: &mut watch::Receiver<usize>,
-    reception: &mut Reception,
-) -> Stop {
-    let time_limit = request.header.time_limit;
-    match send_request(requests, request).await {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::TimedOut => return Stop::NotBegun,
-        Err(_) => return Stop::PipeClosed,
-    }
-    let mut give_up_at = Instant::now() + RESPONSE_GRACE;
-    loop {
-        let frame = tokio::select! {
-            frame = responses.next() => frame,
-            Ok(()) = threads.changed() => {
-                let allowed = *threads.borrow_and_update();
-                match timeout_at(give_up_at, requests.send(Frame::json(FrameKind::Threads, &allowed))).await {
-                    // On an error the run may have responded and ended meanwhile: its other pipe tells.
-                    Ok(_) => continue,
-                    Err(_) => return reception.too_late(),
-                }
-            }
-            () = sleep_until(give_up_at) => return reception.too_late(),
-        };
-        let frame = match frame {
-            Some(Ok(frame)) => frame,
-            Some(Err(error)) if error.kind() == io::ErrorKind::InvalidData => return Stop::ProtocolError,
-            Some(Err(_)) | None => return Stop::PipeClosed,
-        };
-        let had_begun = reception.has_begun;
-        if let Err(stop) = reception.take(&frame) {
-            return stop;
-        }
-        if reception.response.is_some() {
-            return Stop::Responded;
-        }
-        if !had_begun && reception.has_begun {
-            give_up_at = Instant::now() + time_limit;
-        }
-    }
-}
-
-/// Sends a document, each part of it within the time that a run has to read one.
-async fn send_request(requests: &mut FramedWrite<pipe::Sender, FrameCodec>, request: &Request) -> io::Result<()> {
-    let header = Frame::json(FrameKind::Document, &request.header);
-    let chunks = request.content.iter().flat_map(|part| protocol::chunks(FrameKind::Data, part));
-    for frame in iter::once(header).chain(chunks).chain([Frame::empty(FrameKind::Render)]) {
-        timeout(RESPONSE_GRACE, requests.send(frame)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
-    }
-    Ok(())
 }
 
 /// Waits until the press says how a run has ended.

@@ -34,7 +34,7 @@ pub enum SandboxLevel {
 }
 
 impl SandboxLevel {
-    /// What to try when this one cannot be had.
+    /// The level to try if the kernel does not allow this one.
     #[must_use]
     pub fn lower(self) -> Option<Self> {
         match self {

@@ -21,8 +21,8 @@ use crate::render::TemplateVersions;
 /// The longest that all runs together may take to end, when the deadline is not known.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The most presses that are started again, and runs that are forked for each worker, without any of them
-/// beginning with a document. After these the invocation's documents fail transiently.
+/// The most presses that are started again in a row, and runs that fail in a row for each worker, before any of
+/// them has begun with a document. After these the invocation's documents fail transiently.
 const MAX_FAILURES: usize = 3;
 
 /// Keeps one press running for a function and its workers: it stays when the press is replaced.
@@ -129,11 +129,11 @@ impl Supervisor {
         let is_second = failures.contains(&stage);
         failures.push(stage);
         if !is_second {
-            tracing::warn!(%error, %level, "a press is started again in the same way");
+            tracing::warn!(%error, %level, "the press ended during its start; another is started with the same sandbox level");
             return Ok(());
         }
         let Some(lower) = level.lower().filter(|_| stage != StartStage::Loading) else { return Err(error) };
-        tracing::warn!(%error, %level, %lower, "the second time: a press is started with a lower level of the sandbox");
+        tracing::warn!(%error, %level, %lower, "the press ended twice at the same stage; another is started with a lower sandbox level");
         self.settings.borrow_mut().sandbox_level = lower;
         failures.clear();
         Ok(())
@@ -152,7 +152,7 @@ impl Supervisor {
             return Err(StartError::SlowSamples { took: press_warm_after, samples });
         }
         let Some((first, others)) = workers.split_first_mut() else { return Ok(templates) };
-        if let Err(how) = first.prove().await {
+        if let Err(how) = first.prove_sandbox().await {
             first.drop_run();
             self.kill_press(None).await;
             return Err(StartError::Ended { stage: StartStage::FirstRun, how });
@@ -219,8 +219,8 @@ impl Supervisor {
     /// Starts a press if the one there was has ended since the last invocation.
     pub async fn ensure_running(&self) {
         // The next document tries again, and says so if it fails too.
-        if let Err(error) = self.press().await {
-            tracing::error!(%error, "the press cannot be replaced");
+        if let Err(error) = self.ensure_press().await {
+            tracing::error!(%error, "no press could be started");
         }
     }
 
@@ -243,7 +243,7 @@ impl Supervisor {
         self.stop_press().await;
         self.ensure_running().await;
         workers.iter_mut().for_each(Worker::fork_ahead);
-        join_all(workers.iter_mut().map(Worker::forked)).await;
+        join_all(workers.iter_mut().map(Worker::wait_forked)).await;
     }
 
     /// Ends the press and its runs, and waits for them.
@@ -253,7 +253,7 @@ impl Supervisor {
     }
 
     /// Starts a press if the last one is known to have ended.
-    pub(super) async fn press(&self) -> Result<(), StartError> {
+    pub(super) async fn ensure_press(&self) -> Result<(), StartError> {
         let mut slot = self.press.lock().await;
         if slot.as_mut().is_some_and(PressProcess::is_running) {
             return Ok(());
@@ -275,7 +275,10 @@ impl Supervisor {
         }
         if failures.presses == MAX_FAILURES {
             let reason = &failures.reason;
-            tracing::error!(reason, "presses end before a document begins: after this one documents fail transiently");
+            tracing::error!(
+                reason,
+                "one press after the other has ended before a document had begun: if this one ends too, documents fail transiently"
+            );
         }
         started.map(drop)
     }

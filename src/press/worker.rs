@@ -6,9 +6,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::exchange::{Request, RunResponse};
 use super::press_process::StartError;
 use super::protocol::Response;
-use super::run_handle::{Request, RunFailure, RunHandle, RunResponse};
+use super::run_handle::{RunFailure, RunHandle};
 use super::supervisor::Supervisor;
 use crate::census::{self, Leak, ProcessSnapshot};
 
@@ -78,7 +79,7 @@ impl Worker {
     pub async fn end_invocation(&mut self) {
         let is_ahead = |run: &RunHandle| run.is_alive() && !run.has_seen_message() && run.sample().is_some();
         if self.run.as_ref().is_some_and(is_ahead) {
-            return self.forked().await;
+            return self.wait_forked().await;
         }
         self.check_for_leaks().await;
         self.replace_run(self.last_template).await;
@@ -97,10 +98,10 @@ impl Worker {
         }
     }
 
-    /// Waits until the press has forked the run, if one has been asked for.
-    pub(super) async fn forked(&mut self) {
+    /// Waits until the press has forked the run, if one has been asked for. A press that does not say so is killed.
+    pub(super) async fn wait_forked(&mut self) {
         if let Some(run) = &mut self.run
-            && !run.is_forked().await
+            && !run.wait_forked().await
         {
             self.supervisor.kill_press(Some(run.press())).await;
         }
@@ -108,21 +109,25 @@ impl Worker {
 
     /// Forks the first run of a press, and waits until it has rendered a sample in its sandbox. If it ends
     /// instead, the error says how.
-    pub(super) async fn prove(&mut self) -> Result<(), String> {
+    pub(super) async fn prove_sandbox(&mut self) -> Result<(), String> {
         self.fork_ahead();
         let Some(run) = &mut self.run else { return Err("no run can be forked".to_owned()) };
-        if timeout(WARM_UP_TIMEOUT, run.is_sandboxed()).await == Ok(true) && run.is_forked().await {
+        if timeout(WARM_UP_TIMEOUT, run.wait_sandboxed()).await == Ok(true) && run.wait_forked().await {
             return Ok(());
         }
         run.kill();
         match run.ended().await {
-            Ok(end) => Err(format!("it {}. {}", end.process.status, end.stderr.trim_end())),
-            Err(failure) => Err(format!("{failure:?}")),
+            Ok(end) if end.stderr.trim().is_empty() => Err(format!("it {}", end.process.status)),
+            Ok(end) => Err(format!("it {}; it wrote: {}", end.process.status, end.stderr.trim())),
+            Err(RunFailure::NotForked(reason) | RunFailure::PressLost(reason) | RunFailure::GivenUp(reason)) => {
+                Err(reason)
+            }
+            Err(RunFailure::Ended { end, .. }) => Err(format!("it {}", end.process.status)),
         }
     }
 
     /// Waits until the run that has been forked is warm. `false` when it has ended before.
-    pub(super) async fn is_warmed(&mut self) -> bool {
+    pub(super) async fn wait_warmed(&mut self) -> bool {
         let Some(run) = &mut self.run else { return false };
         let warmed = run.warmed().await;
         if let (Some(template), Some(took)) = (run.sample(), warmed) {
@@ -131,14 +136,14 @@ impl Worker {
         warmed.is_some()
     }
 
-    /// Drops a run whose press is gone.
+    /// Drops the run, which has it killed if its press is still there.
     pub(super) fn drop_run(&mut self) {
         self.run = None;
     }
 
     /// Returns a run that a document can be sent to.
     async fn ready_run(&mut self) -> Result<&mut RunHandle, RunFailure> {
-        self.supervisor.press().await.map_err(|error| match error {
+        self.supervisor.ensure_press().await.map_err(|error| match error {
             StartError::GivenUp(reason) => RunFailure::GivenUp(reason),
             error => RunFailure::PressLost(error.to_string()),
         })?;
@@ -158,7 +163,7 @@ impl Worker {
             let is_nearly_warm = run.has_unread_output() || last_time.is_some_and(|time| warming_for >= time / 2);
             let max_wait = last_time.map(|time| (time * 3 / 2).saturating_sub(warming_for));
             let max_wait = max_wait.unwrap_or_default().max(Duration::from_millis(1));
-            if !is_nearly_warm || timeout(max_wait, self.is_warmed()).await != Ok(true) {
+            if !is_nearly_warm || timeout(max_wait, self.wait_warmed()).await != Ok(true) {
                 return false;
             }
         }

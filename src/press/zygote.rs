@@ -30,7 +30,7 @@ use super::sandbox::{self, Preparation, SandboxLevel};
 use crate::os::{self, ForkError, ThreadCount};
 use crate::render::{RenderError, Renderer, TemplateVersion, pool};
 
-/// Is a press until the function, whose process id is `function`, closes its end of the control
+/// Runs the role of a press until the function, whose process id is `function`, closes its end of the control
 /// socket, which is stdin. Of the templates it has those that are named in `only`, or all if none is.
 pub fn main(templates_dir: &Path, only: &[String], cores: usize, level: SandboxLevel, function: u32) -> ExitCode {
     os::set_process_name(c"press");
@@ -186,7 +186,7 @@ impl Zygote {
     }
 
     fn kill_run(&self, run: u64) -> io::Result<()> {
-        // One that has ended by itself has been told of.
+        // A run that is missing here has ended, and the function has been told.
         self.runs.get(&run).map_or(Ok(()), |pid| Ok(kill(*pid, Signal::SIGKILL)?))
     }
 
@@ -196,7 +196,7 @@ impl Zygote {
         self.runs.into_values().try_for_each(|pid| os::wait(pid).map(drop))
     }
 
-    /// Makes a run of the copy of the press that this is.
+    /// Turns this process, a fresh fork of the press, into a run.
     fn become_run(&self, sample: Option<usize>, pipes: &RunPipes) -> ! {
         if let Err(error) = pipes.take_over().and_then(|()| {
             os::set_process_name(c"run");
@@ -227,7 +227,8 @@ impl RunPipes {
         unistd::dup2_stdin(&self.requests)?;
         unistd::dup2_stdout(&self.responses)?;
         unistd::dup2_stderr(&self.stderr)?;
-        // A press has no more, by its limit. What owns them lies in frames that are never returned to.
+        // RLIMIT_NOFILE allows no higher numbers. Their owners are in stack frames that this process never returns
+        // to, so nothing is closed twice.
         (3..sandbox::MAX_FILES).for_each(close_if_open);
         Ok(())
     }
@@ -248,7 +249,7 @@ fn close_inherited_files() -> io::Result<()> {
 }
 
 fn close_if_open(file: RawFd) {
-    // The only error that leaves it open is that it was not.
+    // close(2) releases the descriptor on every error but EBADF, and then it was not open.
     let _ = unistd::close(file);
 }
 
@@ -269,9 +270,9 @@ fn warm_renderer(templates_dir: &Path, only: &[String], cores: usize, control: &
         }
     };
     thread::scope(|scope| {
-        // Of a sample's own thread nothing is asked but to wait for its pool.
+        // Each of these threads only waits for the pool of its sample, which has one thread.
         let threads: Vec<_> = (0..cores.min(templates.len())).map(|_| scope.spawn(render_samples)).collect();
-        // The scope would wait for what they do, and not until they are gone.
+        // A scope waits for the closures, but not until the threads have exited.
         for thread in threads {
             thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         }

@@ -80,6 +80,8 @@ NOT_RUN_HERE = {
     ".ci/run": "runs this",
     "sam build": "test_sam.py runs it",
     "sam deploy --guided": "needs AWS",
+    "QUEUE_URL=$(aws cloudformation describe-stacks --stack-name pressrun "
+    "--query \"Stacks[0].Outputs[?OutputKey=='QueueUrl'].OutputValue\" --output text)": "needs AWS",
     test_cargo_lambda.WATCH: "test_cargo_lambda.py runs it",
     test_cargo_lambda.INVOKE: "test_cargo_lambda.py runs it",
     'aws sqs start-message-move-task --source-arn "$DEAD_LETTER_QUEUE_ARN" --destination-arn "$QUEUE_ARN"': "moto cannot",

@@ -83,7 +83,8 @@ fn has_part_of(said: &str, marker: &str) -> bool {
 #[test]
 fn no_byte_of_a_file_is_quoted_in_whatever_way_it_is_read() {
     run(async {
-        let mut stage = reader().stage().await;
+        let templates = reader();
+        let mut stage = templates.stage().await;
         let mut runner = TestRunner::deterministic();
         let marker = prop_oneof!["[q-z]{6}[0-9]{3}[Q-Z]{2}", "Q[xyz]{4}[0-9]_[vw]{9}", "[xyz]{7}[öüß][0-9]{4}q"];
         for (name, _, content) in QUOTES {
@@ -152,7 +153,8 @@ fn characters_of_a_file_are_counted_and_not_told() {
 fn what_typst_says_itself_stays_whole_whatever_the_data_are() {
     run(async {
         let words = json!(["file", "not found", "failed", "message", "files", "found", "fields", "line", "expected"]);
-        let mut stage = reader().stage().await;
+        let templates = reader();
+        let mut stage = templates.stage().await;
         for (act, content, expected) in [
             ("csv", "a,b\n1,2,3\n", "failed to parse CSV (found 3 instead of 2 fields in line 2)"),
             ("json", "{", "failed to parse JSON (EOF while parsing an object"),

@@ -17,6 +17,7 @@ use crate::support::processes::{
     children, is_alive, resident_bytes, run_of, signal, threads, until_run_works, until_runs_wait,
 };
 use crate::support::{Stage, config, letter, log, record, run_alone};
+use memchr::memmem;
 use nix::sys::signal::Signal;
 use pressrun::config::Config;
 use pressrun::function::deadline::Deadline;
@@ -305,7 +306,7 @@ fn occurrences(process: u32, text: &[u8]) -> usize {
         let [start, end] = [start, end].map(|address| u64::from_str_radix(address, 16).unwrap());
         let mut bytes = vec![0; usize::try_from(end - start).unwrap()];
         if memory.seek(SeekFrom::Start(start)).is_ok() && memory.read_exact(&mut bytes).is_ok() {
-            found += bytes.windows(text.len()).filter(|part| *part == text).count();
+            found += memmem::find_iter(&bytes, text).count();
         }
     }
     found

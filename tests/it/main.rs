@@ -7,6 +7,7 @@ mod support;
 mod announcements;
 mod bad_documents;
 mod broken_templates;
+mod cache_eviction;
 mod census;
 mod confidential;
 mod delivered_twice;

@@ -22,9 +22,9 @@ fn an_unruly_press_stops_init_with_a_reason_and_no_hang() {
     for (misdeed, reason) in [
         ("garbage", "a packet that cannot be read"),
         ("too-long", "did not fit"),
-        ("out-of-order", "which makes no sense"),
+        ("out-of-order", "unexpected event"),
         ("ends", "it closed its end"),
-        ("forks-nothing", "its first run"),
+        ("forks-nothing", "the first run of the press ended"),
     ] {
         run(async {
             let unruly = Config {

@@ -36,14 +36,15 @@ impl Batch<'_> {
     ) -> Result<(Stored, Option<PendingTimings>), Failure> {
         let _permit = self.uploads.acquire().await.expect("the semaphore is never closed");
         let Document { record, request, key_lock, timings_slower_than, .. } = document;
-        let PendingPdf { pages, e_invoice, warnings, render_time, pdf, timings, mut reservation } = pdf;
+        let PendingPdf { pages, e_invoice, warnings, render_time, pdf, timings, cache_evictions, mut reservation } =
+            pdf;
         let began = Instant::now();
         let timeout = self.context.limits.attempt_timeout();
         let stored = self.context.storage.store(&request, pages, e_invoice, pdf, timeout).await;
         record.set_upload_time(began.elapsed());
         let object = stored.map_err(|error| self.not_stored(&error))?;
         reservation.resize(timings.len());
-        let stored = Stored::new(request.key.clone(), object, warnings, render_time);
+        let stored = Stored { cache_evictions, ..Stored::new(request.key.clone(), object, warnings, render_time) };
         let is_slow = timings_slower_than.is_some_and(|slower_than| render_time > slower_than);
         let timings = is_slow.then_some(PendingTimings {
             request,

@@ -8,9 +8,9 @@ use tokio::sync::oneshot;
 use super::cores::{CoreShare, WaitingDocument};
 use super::inputs::{Document, Inputs};
 use super::outputs::PendingTimings;
-use super::render::{PendingPdf, QueuedDocument, Sharing};
+use super::render::{PendingPdf, QueuedDocument, RenderFailure, Sharing};
 use super::{Batch, WorkQueue};
-use crate::function::outcome::{Failure, Stored};
+use crate::function::outcome::Stored;
 use crate::function::report::RecordReport;
 use crate::press::Worker;
 
@@ -23,20 +23,8 @@ pub(super) enum RecordState {
     NeedsAllMemory,
 }
 
-/// Why a record's PDF is not stored.
-pub(super) enum RecordError {
-    Failed(Failure),
-    NeedsAllMemory,
-}
-
-impl From<Failure> for RecordError {
-    fn from(failure: Failure) -> Self {
-        Self::Failed(failure)
-    }
-}
-
 /// A success, and the timings that are to be stored after it, if any are.
-type StoredResult = Result<(Stored, Option<PendingTimings>), RecordError>;
+type StoredResult = Result<(Stored, Option<PendingTimings>), RenderFailure>;
 
 impl<'a> Batch<'a> {
     /// Processes a record while others are processed beside it. The group's last record brings the
@@ -96,8 +84,8 @@ impl<'a> Batch<'a> {
     async fn finish(&self, record: &RecordReport<'_>, stored: StoredResult) -> RecordState {
         let (outcome, timings) = match stored {
             Ok((stored, timings)) => (self.announce(record, stored).await, timings),
-            Err(RecordError::Failed(failure)) => (self.dead_letter(record, failure).await, None),
-            Err(RecordError::NeedsAllMemory) => return RecordState::NeedsAllMemory,
+            Err(RenderFailure::Failed(failure)) => (self.dead_letter(record, failure).await, None),
+            Err(RenderFailure::NeedsAllMemory) => return RecordState::NeedsAllMemory,
         };
         let is_acknowledged = outcome.is_acknowledged();
         record.finish(outcome);
@@ -113,7 +101,7 @@ async fn render_on_a_worker<'a>(
     document: Document<'a>,
     waiting: Option<WaitingDocument>,
     queue: Option<WorkQueue<'a>>,
-) -> Result<(Document<'a>, PendingPdf), RecordError> {
+) -> Result<(Document<'a>, PendingPdf), RenderFailure> {
     let (response, rendered) = oneshot::channel();
     let queued = QueuedDocument { document, waiting, queued_at: Instant::now(), response };
     let is_sent = queue.is_some_and(|queue| queue.send(queued).is_ok());

@@ -12,7 +12,6 @@ use super::cores::WaitingDocument;
 use super::inputs::Document;
 use super::limits::{MemoryLimit, TimeLimit};
 use super::memory::MemoryReservation;
-use super::record::RecordError;
 use crate::function::outcome::{ErrorCode, Failure};
 use crate::pdf::Level;
 use crate::press::protocol::{DocumentHeader, Response};
@@ -27,7 +26,7 @@ pub(super) struct QueuedDocument<'a> {
     pub document: Document<'a>,
     pub waiting: Option<WaitingDocument>,
     pub queued_at: Instant,
-    pub response: oneshot::Sender<Result<(Document<'a>, PendingPdf), RecordError>>,
+    pub response: oneshot::Sender<Result<(Document<'a>, PendingPdf), RenderFailure>>,
 }
 
 /// A PDF that waits to be stored.
@@ -40,6 +39,8 @@ pub(super) struct PendingPdf {
     pub pdf: Bytes,
     /// Typst's timings, gzipped; empty if there are none.
     pub timings: Bytes,
+    /// How often Typst's memo cache was evicted for want of memory.
+    pub cache_evictions: u32,
     pub reservation: MemoryReservation,
 }
 
@@ -50,6 +51,19 @@ pub(super) enum Sharing {
     Shared,
     /// With none: it has all of it.
     Exclusive,
+}
+
+/// Why there is no PDF of a document.
+pub(super) enum RenderFailure {
+    Failed(Failure),
+    /// It is to be rendered again, alone and with all the memory.
+    NeedsAllMemory,
+}
+
+impl From<Failure> for RenderFailure {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
 }
 
 /// Why an attempt at a document gave no PDF.
@@ -85,7 +99,7 @@ impl<'a> Batch<'a> {
         mut document: Document<'a>,
         sharing: Sharing,
         mut reservation: MemoryReservation,
-    ) -> Result<(Document<'a>, PendingPdf), RecordError> {
+    ) -> Result<(Document<'a>, PendingPdf), RenderFailure> {
         document.record.set_worker(worker.number());
         let content: Vec<Bytes> = iter::once(&document.request.data).chain(&document.files).cloned().collect();
         let mut threads = self.cores.threads();
@@ -100,11 +114,21 @@ impl<'a> Batch<'a> {
                     response: Response::Rendered { pages, e_invoice, warnings, render_time },
                     pdf,
                     timings,
+                    cache_evictions,
                 }) => {
                     reservation.resize(pdf.len() + timings.len());
                     document.drop_inputs();
                     let pages = pages as usize;
-                    let pdf = PendingPdf { pages, e_invoice, warnings, render_time, pdf, timings, reservation };
+                    let pdf = PendingPdf {
+                        pages,
+                        e_invoice,
+                        warnings,
+                        render_time,
+                        pdf,
+                        timings,
+                        cache_evictions,
+                        reservation,
+                    };
                     return Ok((document, pdf));
                 }
                 Ok(RunResponse { response, .. }) => not_rendered(response, was_fresh),
@@ -113,7 +137,7 @@ impl<'a> Batch<'a> {
             lost = match error {
                 AttemptError::RunLost(failure) => failure,
                 AttemptError::Final(failure) => return Err(failure.into()),
-                AttemptError::NeedsAllMemory => return Err(RecordError::NeedsAllMemory),
+                AttemptError::NeedsAllMemory => return Err(RenderFailure::NeedsAllMemory),
             };
             tracing::warn!(reason = lost.message, "its process was lost, which is not the document's fault");
         }
