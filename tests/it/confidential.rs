@@ -2,7 +2,7 @@
 //! template quotes it; and what Typst says itself stays whole.
 
 use crate::support::templates::{Templates, outcome};
-use crate::support::{INPUT, Stage, record_of, run};
+use crate::support::{INPUT, Stage, log, record_of, run};
 use pressrun::function::outcome::{Failure, Outcome};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -63,9 +63,9 @@ async fn failure(stage: &mut Stage, act: &str, content: &str, data: Value) -> Fa
     }
 }
 
-/// Everything that may be logged of a failure.
+/// Everything that has been logged, and may be logged, of a failure.
 fn said(failure: &Failure) -> String {
-    format!("{} {failure:?}", failure.message)
+    format!("{} {failure:?} {}", failure.message, log::take("").join("\n"))
 }
 
 /// Whether a text has a part of the marker, in whatever case, forwards, backwards or as bytes.
@@ -83,7 +83,8 @@ fn has_part_of(said: &str, marker: &str) -> bool {
 #[test]
 fn no_byte_of_a_file_is_quoted_in_whatever_way_it_is_read() {
     run(async {
-        let mut stage = reader().stage().await;
+        let templates = reader();
+        let mut stage = templates.stage().await;
         let mut runner = TestRunner::deterministic();
         let marker = prop_oneof!["[q-z]{6}[0-9]{3}[Q-Z]{2}", "Q[xyz]{4}[0-9]_[vw]{9}", "[xyz]{7}[öüß][0-9]{4}q"];
         for (name, _, content) in QUOTES {
@@ -131,10 +132,29 @@ fn no_value_of_the_data_is_quoted_however_a_template_changes_it() {
 }
 
 #[test]
+fn characters_of_a_file_are_counted_and_not_told() {
+    run(async {
+        let mut stage = Templates::with("#if data.text != \"sample\" { read(\"/files/x\") }").stage().await;
+        let body = json!({"template": "note", "data": {"text": "京"}, "files": {"x": "x"}}).to_string();
+        stage.s3.put(INPUT, "x", "東京 ب");
+        let Outcome::PermanentFailure(failure) = outcome(&mut stage, record_of("m", body)).await else {
+            panic!("it has been rendered")
+        };
+        let said = said(&failure);
+        assert!(
+            said.contains("no font has \"京\" (U+4EAC) and 1 character of the script Han (hint: add Noto Sans CJK")
+        );
+        assert!(said.contains("none of its fonts has 1 character of the script Arabic"), "{said}");
+        assert!(!said.contains('東') && !said.contains("6771") && !said.contains('ب'), "{said}");
+    });
+}
+
+#[test]
 fn what_typst_says_itself_stays_whole_whatever_the_data_are() {
     run(async {
         let words = json!(["file", "not found", "failed", "message", "files", "found", "fields", "line", "expected"]);
-        let mut stage = reader().stage().await;
+        let templates = reader();
+        let mut stage = templates.stage().await;
         for (act, content, expected) in [
             ("csv", "a,b\n1,2,3\n", "failed to parse CSV (found 3 instead of 2 fields in line 2)"),
             ("json", "{", "failed to parse JSON (EOF while parsing an object"),

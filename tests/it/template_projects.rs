@@ -5,7 +5,7 @@ use std::fs;
 use std::time::Duration;
 
 use crate::support::templates::{Templates, note, outcome};
-use crate::support::{INPUT, OUTPUT, embedded::s3::EmbeddedS3, record_of, run};
+use crate::support::{INPUT, OUTPUT, embedded::s3::EmbeddedS3, log, record_of, run};
 use pressrun::config::Config;
 use pressrun::function::Function;
 use pressrun::function::outcome::Outcome;
@@ -107,6 +107,18 @@ fn what_other_programs_leave_beside_templates_is_skipped_with_a_word() {
             assert!(unused.iter().any(|told| told.contains(file) && told.contains(reason)), "{file}: {unused:?}");
         }
         assert_eq!(unused.len(), 5);
+    });
+}
+
+#[test]
+fn init_logs_what_is_not_used_and_what_is_not_read() {
+    run(async {
+        let templates = Templates::with("").and("note/main.typ", "the same for all").and("pictures/logo.svg", "x");
+        let stage = templates.stage().await;
+        stage.function.stop().await;
+        let logged = log::take("WARN").join("\n");
+        assert!(logged.contains("/pictures: skipped, it is no template"), "{logged}");
+        assert!(logged.contains("template note: its sample.json: warning: the template does not read"), "{logged}");
     });
 }
 
