@@ -130,7 +130,7 @@ pub struct Pointer {
 /// Why a message is refused, for good.
 #[derive(Debug, thiserror::Error)]
 pub enum MessageError {
-    #[error("the message is not the JSON it should be: {}", json_error::redacted(.0))]
+    #[error("the message does not match the contract: {}", json_error::redacted(.0))]
     Malformed(serde_json::Error),
     #[error("{0}")]
     OtherBody(OtherBody),
@@ -750,7 +750,7 @@ mod tests {
             ),
             (
                 r#"{"template": "invoice", "data": 1, "data": 2}"#,
-                "the message is not the JSON it should be: duplicate field `data` at line 1 column 41",
+                "the message does not match the contract: duplicate field `data` at line 1 column 41",
             ),
         ] {
             assert_eq!(refused(message), expected);

@@ -30,8 +30,8 @@ use crate::render::diagnostics::{self, Diagnostic};
 
 /// The largest packet on the control socket.
 pub const MAX_PACKET_BYTES: usize = 64 * 1024;
-/// The largest frame after its length. Also what a pipe holds, so that a frame fits whole.
-pub const MAX_FRAME_BYTES: usize = 64 * 1024;
+/// The largest frame after its length, which has four bytes: with it, a frame fits whole into a pipe.
+pub const MAX_FRAME_BYTES: usize = 64 * 1024 - 4;
 /// How much of a document's data or of a PDF one frame carries, beside its kind.
 pub const CHUNK_BYTES: usize = MAX_FRAME_BYTES - 1;
 

@@ -22,12 +22,12 @@ pub struct Worker {
     supervisor: Rc<Supervisor>,
     run: Option<RunHandle>,
     /// The template of the last document, whose sample the next run warms itself with.
-    last_template: Option<usize>,
+    last_template: usize,
 }
 
 impl Worker {
     pub(super) fn new(number: usize, supervisor: Rc<Supervisor>) -> Self {
-        Self { number, supervisor, run: None, last_template: Some(0) }
+        Self { number, supervisor, run: None, last_template: 0 }
     }
 
     /// The worker's number, from 1 to `WORKERS`.
@@ -53,7 +53,7 @@ impl Worker {
         threads: &mut watch::Receiver<usize>,
     ) -> Result<RunResponse, RunFailure> {
         self.supervisor.check_given_up()?;
-        self.last_template = self.supervisor.index_of(&request.header.template).or(self.last_template);
+        self.last_template = self.supervisor.index_of(&request.header.template).unwrap_or(self.last_template);
         let run = self.ready_run().await?;
         let rendered = run.render(request, threads).await;
         match &rendered {
@@ -82,7 +82,7 @@ impl Worker {
             return self.wait_forked().await;
         }
         self.check_for_leaks().await;
-        self.replace_run(self.last_template).await;
+        self.replace_run(Some(self.last_template)).await;
     }
 
     /// The process id of the run, once the press has told it.
@@ -94,7 +94,7 @@ impl Worker {
     /// Forks a run that warms itself, if there is none.
     pub(super) fn fork_ahead(&mut self) {
         if self.run.as_ref().is_none_or(|run| !run.is_alive()) {
-            self.run = self.supervisor.fork(self.last_template);
+            self.run = self.supervisor.fork(Some(self.last_template));
         }
     }
 

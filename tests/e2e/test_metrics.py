@@ -218,6 +218,7 @@ def test_each_metric_is_of_the_function_and_documents_of_their_template_too(line
         "letter",
         "endless",
         "greedy",
+        "table",
         "overflow",
         "panic",
         "broken-at-line-3",

@@ -31,7 +31,7 @@ fn ways_to_be_bad() -> [Bad; 5] {
             template: "panic",
             data: json!({"rows": i64::MAX}),
             code: ErrorCode::TypstPanicked,
-            reason: "Typst panicked, which is a bug of Typst's that these data bring out: capacity overflow",
+            reason: "Typst panicked, which is a bug in Typst that this document triggers: capacity overflow",
         },
         Bad {
             template: "overflow",

@@ -227,7 +227,7 @@ fn a_run_that_writes_to_stderr_for_ever_is_not_held_up_and_little_of_it_is_kept(
         assert_eq!(permanent(&outcomes[0]).code, ErrorCode::TimeLimit);
         assert!(sent > 10_000_000, "{sent} bytes were read in a second");
         assert!(resident_bytes(std::process::id()) < before + 5_000_000);
-        let said = log::take("its run said");
+        let said = log::take("the document's run wrote to stderr");
         assert!(said.iter().map(String::len).sum::<usize>() < 5_000, "{}", said.len());
     });
 }

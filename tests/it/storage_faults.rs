@@ -158,7 +158,7 @@ fn a_wrong_deployment_is_loud_in_the_log_once_an_invocation() {
             stage.s3.answer_all_with(Some(fault));
             assert_eq!(stage.handle(vec![letter("a"), letter("b"), letter("c")]).await.len(), 3);
             let errors = log::take("ERROR");
-            assert!(errors.len() == 1 && errors[0].contains("look at the function's role"), "{errors:?}");
+            assert!(errors.len() == 1 && errors[0].contains("S3 denied access"), "{errors:?}");
         }
     });
 }

@@ -197,7 +197,7 @@ impl Batch<'_> {
     /// that, and none is dead-lettered for it.
     pub(super) fn log_denied(&self, error: &dyn fmt::Display) {
         if !self.has_logged_denied.replace(true) {
-            tracing::error!(%error, "look at the function's role and at the names of the buckets");
+            tracing::error!(%error, "S3 denied access: check the function's role and the names of the buckets");
         }
     }
 }

@@ -141,7 +141,7 @@ impl<'a> Batch<'a> {
                 AttemptError::Final(failure) => return Err(failure.into()),
                 AttemptError::NeedsAllMemory => return Err(RenderFailure::NeedsAllMemory),
             };
-            tracing::warn!(reason = lost.message, "its process was lost, which is not the document's fault");
+            tracing::warn!(reason = lost.message, "the document's run was lost through no fault of the document");
         }
         Err(lost.into())
     }
@@ -196,7 +196,7 @@ fn not_rendered(response: Response, was_fresh: bool) -> AttemptError {
             AttemptError::RunLost(Failure::new(ErrorCode::RunLost, message))
         }
         Response::Panicked { message } => {
-            let message = format!("Typst panicked, which is a bug of Typst's that these data bring out: {message}");
+            let message = format!("Typst panicked, which is a bug in Typst that this document triggers: {message}");
             AttemptError::Final(Failure::new(ErrorCode::TypstPanicked, message))
         }
     }
@@ -226,6 +226,6 @@ fn run_failed(failure: RunFailure, time: TimeLimit, memory: MemoryLimit) -> Atte
 
 fn log_stderr_of_run(end: &RunEnd) {
     for line in end.stderr_lines() {
-        tracing::warn!("its run said: {line}");
+        tracing::warn!("the document's run wrote to stderr: {line}");
     }
 }
