@@ -7,7 +7,6 @@ use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::AsFd;
 use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -266,21 +265,12 @@ fn apply_updates(requests: &mut FrameReader<io::Stdin>, growing: &mut pool::Grow
     while let Some(frame) = requests.buffered()? {
         match frame.kind {
             FrameKind::Threads => growing.grow_to(frame.parse()?),
-            FrameKind::EvictCache => evict_cache(),
+            // Here and not on a thread of its own: to start one might take the memory that is short.
+            FrameKind::EvictCache => render::evict_cache(1),
             kind => return Err(io::Error::other(format!("a {kind:?} frame while a document is being rendered"))),
         }
     }
     Ok(())
-}
-
-/// Evicts what the document has not used since the last time. What is evicted is dropped recursively, so on a
-/// thread with as large a stack as those that render. If there is no memory for one, the document does without.
-fn evict_cache() {
-    let thread = thread::Builder::new().name("evict".to_owned()).stack_size(pool::STACK_BYTES);
-    if let Ok(thread) = thread.spawn(|| render::evict_cache(1)) {
-        // A panic in it would be that of an output's destructor, and the run has already said so on stderr.
-        let _ = thread.join();
-    }
 }
 
 fn is_readable(pipe: &impl AsFd) -> io::Result<bool> {

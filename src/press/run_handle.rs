@@ -343,10 +343,8 @@ fn cause(stop: &Stop, has_begun: bool, was_fresh: bool, end: &RunEnd) -> Cause {
         (Stop::TooLarge, _) => Cause::PdfTooLarge,
         (_, ExitStatus::Exited(EXIT_OUT_OF_MEMORY)) => Cause::MemoryLimit,
         (_, status) => match status.signal() {
-            // The message of Rust's standard library when a new thread has no room for its signal stack.
-            Some(Signal::SIGABRT) if end.stderr.contains("failed to allocate an alternative stack") => {
-                Cause::MemoryLimit
-            }
+            // Rust's standard library panics there when a new thread has no room for its signal stack.
+            Some(Signal::SIGABRT) if end.stderr.contains("/unix/stack_overflow.rs:") => Cause::MemoryLimit,
             Some(Signal::SIGABRT | Signal::SIGSEGV | Signal::SIGBUS | Signal::SIGILL | Signal::SIGSYS) if was_fresh => {
                 Cause::Document
             }
