@@ -63,7 +63,7 @@ async fn stage(workers: usize, bad: &Bad) -> Stage {
     drop(probe);
     let config = Config {
         max_render_time: Some(grant),
-        memory_bytes: Some(needed * 3 / 2 + 150_000_000 * workers as u64),
+        memory_bytes: Some(needed * 3 / 2 + 180_000_000 * workers as u64),
         ..config(workers)
     };
     Stage::with(config).await

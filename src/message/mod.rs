@@ -4,12 +4,13 @@
 //! Imports [`crate::render`] for the versions of templates, [`crate::json`], [`crate::json_error`] and
 //! [`crate::text`].
 
+mod key;
+mod other_body;
+
 use std::collections::{BTreeMap, HashMap};
-use std::fmt;
 
 use bytes::Bytes;
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
@@ -17,9 +18,11 @@ use crate::json::{self, Misreading, MisreadingKind};
 use crate::json_error;
 use crate::render::TemplateVersions;
 use crate::text::{self, Quoted};
+use key::{MAX_KEY_BYTES, check_object_key, check_pdf_key};
 
-/// S3's limit for a key, in bytes. Source: <https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html>.
-const MAX_KEY_BYTES: usize = 1024;
+pub use key::{KeyProblem, TIMINGS_SUFFIX, check_key};
+pub use other_body::OtherBody;
+
 /// S3's limit for user-defined metadata, in bytes of names and values together.
 /// Source: <https://docs.aws.amazon.com/AmazonS3/latest/userguide/UsingMetadata.html>.
 const MAX_METADATA_BYTES: usize = 2048;
@@ -40,19 +43,12 @@ const E_INVOICE_PLACEHOLDER: &str = "XRECHNUNG";
 pub const SENT_TIMESTAMP: &str = "sent-timestamp";
 /// Stands for that time when the size of the metadata is checked, with as many digits as it has until 2286.
 const SENT_TIMESTAMP_PLACEHOLDER: &str = "1782988200000";
-/// What is appended to a PDF's key for the key of its timings. No PDF may have a key that ends so.
-pub const TIMINGS_SUFFIX: &str = ".timings.json.gz";
 /// The most bytes of a list of templates in an error.
 const MAX_LIST_BYTES: usize = 1000;
 /// The class names that Extended Client Libraries write before a pointer: that of today, and that of Java's up to
 /// version 1.0 and of several ports. Java's of today reads both.
 const POINTER_CLASSES: [&str; 2] =
     ["software.amazon.payloadoffloading.PayloadS3Pointer", "com.amazon.sqs.javamessaging.MessageS3Pointer"];
-/// A text of fewer bytes is not taken for base64, since a word may look like it.
-const MIN_BASE64_BYTES: usize = 16;
-/// How base64 of anything gzipped begins.
-const BASE64_OF_GZIP: &str = "H4sI";
-
 /// A document that a valid message asks for.
 ///
 /// ```
@@ -177,122 +173,6 @@ pub enum MessageError {
          {surplus} have to go", surplus = bytes - MAX_METADATA_BYTES
     )]
     MetadataTooLarge { bytes: usize },
-}
-
-/// A body that is plainly of another kind than pressrun's, and that somebody has sent in good faith.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OtherBody {
-    SnsEnvelope,
-    EventBridgeEvent,
-    S3Notification,
-    SqsEvent,
-    EncodedTwice,
-    Base64,
-    Base64OfGzip,
-}
-
-impl fmt::Display for OtherBody {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str(match self {
-            Self::SnsEnvelope => {
-                "the body is an SNS envelope around a message: set RawMessageDelivery to true on the topic's \
-                 subscription, so that SNS delivers the message alone"
-            }
-            Self::EventBridgeEvent => {
-                "the body is an EventBridge event: give the rule's target the input path $.detail, or an input \
-                 transformer, so that EventBridge delivers the message alone"
-            }
-            Self::S3Notification => {
-                "the body is a notification of S3's that an object has changed, which names no template: send a message, \
-                 or a pointer to one as the SQS Extended Client Library writes it"
-            }
-            Self::SqsEvent => {
-                "the body is a whole event of SQS's for Lambda: send what stands in the \"body\" of each of its records"
-            }
-            Self::EncodedTwice => {
-                "the body is a JSON string, where a JSON object is expected: the message has been encoded twice, so \
-                 encode it once"
-            }
-            Self::Base64 => "the body is base64, where JSON is expected: send the JSON text itself",
-            Self::Base64OfGzip => {
-                "the body is gzipped and in base64, where JSON is expected: send the JSON text itself, or what is too \
-                 large for SQS with the SQS Extended Client Library"
-            }
-        })
-    }
-}
-
-impl OtherBody {
-    /// Tells what a body is that is no message.
-    fn of(body: &str) -> Option<Self> {
-        let is_base64_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"+/-_=\r\n".contains(&byte);
-        let body = body.trim();
-        if body.len() >= MIN_BASE64_BYTES && body.bytes().all(is_base64_byte) {
-            return Some(if body.starts_with(BASE64_OF_GZIP) { Self::Base64OfGzip } else { Self::Base64 });
-        }
-        if body.starts_with('"') {
-            return serde_json::from_str::<IgnoredAny>(body).is_ok().then_some(Self::EncodedTwice);
-        }
-        let fields: EnvelopeFields = serde_json::from_str(body).ok()?;
-        match fields {
-            EnvelopeFields { template: Some(_), .. } => None,
-            EnvelopeFields { sns_type: Some(_), topic_arn: Some(_), .. } => Some(Self::SnsEnvelope),
-            EnvelopeFields { detail_type: Some(_), detail: Some(_), .. } => Some(Self::EventBridgeEvent),
-            EnvelopeFields { service: Some(service), .. } if service == "Amazon S3" => Some(Self::S3Notification),
-            EnvelopeFields { records: Some(records), .. } => {
-                let source = records.first().and_then(|record| record.event_source.as_deref());
-                match source {
-                    Some("aws:s3") => Some(Self::S3Notification),
-                    Some("aws:sqs") => Some(Self::SqsEvent),
-                    _ => None,
-                }
-            }
-            _ => None,
-        }
-    }
-}
-
-/// The fields that envelopes of AWS's services are known by.
-#[derive(Deserialize)]
-struct EnvelopeFields {
-    template: Option<IgnoredAny>,
-    #[serde(rename = "Type")]
-    sns_type: Option<IgnoredAny>,
-    #[serde(rename = "TopicArn")]
-    topic_arn: Option<IgnoredAny>,
-    #[serde(rename = "detail-type")]
-    detail_type: Option<IgnoredAny>,
-    detail: Option<IgnoredAny>,
-    /// S3 sends a test event when notifications are set up.
-    #[serde(rename = "Service")]
-    service: Option<String>,
-    #[serde(rename = "Records")]
-    records: Option<Vec<EnvelopeRecord>>,
-}
-
-#[derive(Deserialize)]
-struct EnvelopeRecord {
-    #[serde(rename = "eventSource")]
-    event_source: Option<String>,
-}
-
-/// What is wrong with a key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum KeyProblem {
-    #[error("is empty")]
-    Empty,
-    #[error("begins with /, where a key relative to the bucket is expected")]
-    Absolute,
-    #[error("is longer than S3's {MAX_KEY_BYTES} bytes")]
-    TooLong,
-    #[error("has a .. between slashes, which tools resolve to other places")]
-    Parent,
-    #[error("has a control character")]
-    Control,
-    #[error("ends with /, which names a folder and no object")]
-    Folder,
-    #[error("ends with {TIMINGS_SUFFIX}, as only the timings beside PDFs do")]
-    Timings,
 }
 
 /// What parsing needs to know of the deployment.
@@ -448,26 +328,6 @@ fn digest(message: &str) -> String {
     })
 }
 
-/// Checks what becomes a key or the beginning of one.
-///
-/// # Errors
-/// When it is empty, begins with `/`, is too long, has `..` between slashes, or control characters.
-pub fn check_key(key: &str) -> Result<(), KeyProblem> {
-    if key.is_empty() {
-        Err(KeyProblem::Empty)
-    } else if key.starts_with('/') {
-        Err(KeyProblem::Absolute)
-    } else if key.len() > MAX_KEY_BYTES {
-        Err(KeyProblem::TooLong)
-    } else if key.split('/').any(|part| part == "..") {
-        Err(KeyProblem::Parent)
-    } else if key.chars().any(char::is_control) {
-        Err(KeyProblem::Control)
-    } else {
-        Ok(())
-    }
-}
-
 /// Checks that the message means to serde and to Typst what its author has written.
 fn check_reading(message: &str) -> Result<(), MessageError> {
     let Some(misreading) = json::find_misreading(message) else { return Ok(()) };
@@ -503,17 +363,6 @@ fn is_plain(name: &str) -> bool {
     name.len() <= MAX_FILE_NAME_BYTES
         && name.bytes().all(is_plain_byte)
         && name.starts_with(|first: char| first.is_ascii_alphanumeric())
-}
-
-fn check_object_key(key: &str) -> Result<(), KeyProblem> {
-    check_key(key)?;
-    if key.ends_with('/') { Err(KeyProblem::Folder) } else { Ok(()) }
-}
-
-/// Checks the key of a PDF, which must not be where the timings of another PDF would replace it.
-fn check_pdf_key(key: &str) -> Result<(), KeyProblem> {
-    check_object_key(key)?;
-    if key.ends_with(TIMINGS_SUFFIX) { Err(KeyProblem::Timings) } else { Ok(()) }
 }
 
 /// Returns the message's metadata and pressrun's own, if S3 takes them.
@@ -591,254 +440,4 @@ const NOT_ATTR_CHAR: &percent_encoding::AsciiSet = &percent_encoding::NON_ALPHAN
     .remove(b'~');
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(message: &str) -> Result<RenderRequest, MessageError> {
-        let version = crate::render::TemplateVersion { version: "1.2.3".to_owned(), digest: "0".repeat(32) };
-        let templates = BTreeMap::from([("invoice".to_owned(), version)]);
-        RenderRequest::parse(message, "m-1", ParseContext { templates: &templates, output_prefix: "pdf/" })
-    }
-
-    fn refused(message: &str) -> String {
-        parse(message).unwrap_err().to_string()
-    }
-
-    #[test]
-    fn a_template_and_data_are_enough() {
-        let job = parse(r#"{"template": "invoice", "data": {"a": 1.10}}"#).unwrap();
-        assert_eq!(job.key, "pdf/invoice/m-1.pdf");
-        assert_eq!(&job.data[..], br#"{"a": 1.10}"#);
-        assert_eq!(job.content_disposition, None);
-        assert_eq!(job.metadata["message-id"], "m-1");
-        assert_eq!(job.metadata["template-version"], "1.2.3");
-    }
-
-    #[test]
-    fn a_typo_in_a_field_is_refused() {
-        assert!(refused(r#"{"template": "invoice", "data": 1, "filname": "a"}"#).contains("filname"));
-        assert!(refused(r#"{"template": "invoice"}"#).contains("data"));
-        assert!(refused("hello").contains("expected value"));
-    }
-
-    #[test]
-    fn an_unknown_template_is_refused_with_those_there_are() {
-        assert_eq!(
-            refused(r#"{"template": "invoise", "data": 1}"#),
-            "there is no template \"invoise\"; there are: invoice"
-        );
-    }
-
-    #[test]
-    fn a_key_that_could_lead_elsewhere_is_refused() {
-        let long = "x".repeat(1025);
-        let timings = "a.pdf.timings.json.gz";
-        for key in ["", "/a.pdf", "../a.pdf", "a/../b.pdf", "a/..", "a\\u0000.pdf", "a\\nb", "a/", &long, timings] {
-            let message = format!(r#"{{"template": "invoice", "data": 1, "key": "{key}"}}"#);
-            assert!(matches!(parse(&message).unwrap_err(), MessageError::Key { .. }), "{key}");
-        }
-        for key in ["a..b.pdf", "2026/ä ö.pdf", "..."] {
-            let message = format!(r#"{{"template": "invoice", "data": 1, "key": "{key}"}}"#);
-            assert_eq!(parse(&message).unwrap().key, format!("pdf/{key}"));
-        }
-    }
-
-    #[test]
-    fn a_files_name_is_plain_and_its_key_a_key() {
-        let with = |files: &str| parse(&format!(r#"{{"template": "invoice", "data": 1, "files": {files}}}"#));
-        let job = with(r#"{"logo.png": "customers/42/logo.png", "7_a-B.svg": "x"}"#).unwrap();
-        assert_eq!(job.files["logo.png"], "customers/42/logo.png");
-        let long = format!(r#"{{"{}": "x"}}"#, "a".repeat(65));
-        for bad in [r#"{"": "x"}"#, r#"{"a/b.png": "x"}"#, r#"{"..": "x"}"#, r#"{".a": "x"}"#, r#"{"ä": "x"}"#, &long]
-        {
-            assert!(matches!(with(bad).unwrap_err(), MessageError::FileName { .. }), "{bad}");
-        }
-        for bad in ["", "/a", "../a", "a/"] {
-            let files = format!(r#"{{"a.png": "{bad}"}}"#);
-            assert!(matches!(with(&files).unwrap_err(), MessageError::FileKey { .. }), "{bad}");
-        }
-        let many = |count: usize| {
-            let files: BTreeMap<String, &str> = (0..count).map(|number| (format!("{number}.png"), "x")).collect();
-            with(&serde_json::to_string(&files).unwrap())
-        };
-        assert!(many(16).is_ok());
-        assert_eq!(many(17).unwrap_err().to_string(), "files has 17 entries, and a message may have 16");
-    }
-
-    #[test]
-    fn a_filename_is_spelt_as_browsers_read_it() {
-        let job = parse(r#"{"template": "invoice", "data": 1, "filename": "Rechnung 7 – Müller.pdf"}"#).unwrap();
-        assert_eq!(
-            job.content_disposition.unwrap(),
-            "attachment; filename*=UTF-8''Rechnung%207%20%E2%80%93%20M%C3%BCller.pdf"
-        );
-        let bad = [
-            "",
-            ".",
-            "..",
-            "  ",
-            " .",
-            "a\u{202e}fdp.exe",
-            "a\u{2066}b",
-            "a/b.pdf",
-            "a\\\\b.pdf",
-            "a\\r\\nSet-Cookie: x",
-        ];
-        for bad in bad {
-            let message = format!(r#"{{"template": "invoice", "data": 1, "filename": "{bad}"}}"#);
-            assert!(matches!(parse(&message).unwrap_err(), MessageError::Filename), "{bad}");
-        }
-    }
-
-    #[test]
-    fn metadata_that_s3_would_refuse_is_refused_first() {
-        let with = |name: &str, value: &str| {
-            parse(&format!(r#"{{"template": "invoice", "data": 1, "metadata": {{"{name}": "{value}"}}}}"#))
-        };
-        assert_eq!(with("Customer", "K-17").unwrap().metadata["customer"], "K-17");
-        for (name, value) in [
-            ("", "a"),
-            ("a b", "a"),
-            ("ü", "a"),
-            ("a", "ü"),
-            ("a", " a"),
-            ("a", "a\\n"),
-            ("Pages", "3"),
-            ("E-Invoice", "BASIC"),
-            ("template", "x"),
-        ] {
-            assert!(matches!(with(name, value).unwrap_err(), MessageError::Metadata { .. }), "{name}: {value}");
-        }
-        let ours = "message-id".len()
-            + 3
-            + "template".len()
-            + 7
-            + "template-version".len()
-            + 5
-            + "pages".len()
-            + 7
-            + "e-invoice".len()
-            + 9
-            + "sent-timestamp".len()
-            + 13
-            + "message-digest".len()
-            + 32
-            + "template-digest".len()
-            + 32;
-        assert!(with("a", &"x".repeat(2048 - ours - 1)).is_ok());
-        assert_eq!(
-            with("a", &"x".repeat(2048 - ours)).unwrap_err().to_string(),
-            "metadata has 2049 bytes with what pressrun adds itself, and S3 takes 2048; 1 have to go"
-        );
-    }
-
-    #[test]
-    fn a_name_that_stands_twice_is_refused_with_its_place() {
-        for (message, expected) in [
-            (
-                r#"{"template": "invoice", "data": {"lines": [{"a": 1, "a": 2}]}}"#,
-                "the data cannot be used: /lines/0/a: the name stands twice in its object, and only one of the two would \
-                 be read",
-            ),
-            (
-                r#"{"template": "invoice", "data": 1, "metadata": {"a": "1", "a": "2"}}"#,
-                "the message at /metadata/a: the name stands twice in its object, and only one of the two would be read",
-            ),
-            (
-                r#"{"template": "invoice", "data": 1, "files": {"a": "1", "\u0061": "2"}}"#,
-                "the message at /files/a: the name stands twice in its object, and only one of the two would be read",
-            ),
-            (
-                r#"{"template": "invoice", "data": 1, "data": 2}"#,
-                "the message does not match the contract: duplicate field `data` at line 1 column 41",
-            ),
-        ] {
-            assert_eq!(refused(message), expected);
-        }
-    }
-
-    #[test]
-    fn a_whole_number_beyond_64_bits_is_refused_with_its_place() {
-        let with = |data: &str| parse(&format!(r#"{{"template": "invoice", "data": {data}}}"#));
-        let at = |data: &str| match with(data).unwrap_err() {
-            MessageError::MisreadData { place, kind: MisreadingKind::WholeNumberTooLarge } => place,
-            other => panic!("{other}"),
-        };
-        assert_eq!(at(r#"{"id": 12345678901234567890}"#), "/id");
-        assert_eq!(at("12345678901234567890"), "at the top");
-        assert!(with(r#"{"id": "12345678901234567890", "max": 9223372036854775807, "x": 1.5e30}"#).is_ok());
-    }
-
-    #[test]
-    fn what_is_plainly_another_kind_of_body_is_named() {
-        let sns = r#"{"Type": "Notification", "MessageId": "m", "TopicArn": "arn:aws:sns:eu-central-1:1:t", "Message": "{}"}"#;
-        let event =
-            r#"{"version": "0", "id": "e", "detail-type": "Invoice", "source": "shop", "detail": {"template": "x"}}"#;
-        let object_created =
-            r#"{"Records": [{"eventVersion": "2.1", "eventSource": "aws:s3", "s3": {"object": {"key": "k"}}}]}"#;
-        let s3_test = r#"{"Service": "Amazon S3", "Event": "s3:TestEvent", "Bucket": "b"}"#;
-        let sqs = r#"{"Records": [{"messageId": "m", "body": "{}", "eventSource": "aws:sqs"}]}"#;
-        for (body, expected) in [
-            (sns, OtherBody::SnsEnvelope),
-            (event, OtherBody::EventBridgeEvent),
-            (object_created, OtherBody::S3Notification),
-            (s3_test, OtherBody::S3Notification),
-            (sqs, OtherBody::SqsEvent),
-            (r#""{\"template\": \"invoice\"}""#, OtherBody::EncodedTwice),
-            ("eyJ0ZW1wbGF0ZSI6ICJpbnZvaWNlIn0=", OtherBody::Base64),
-            ("H4sIAAAAAAAAA6tWKkktLlGyUlAqS8wpTVWqBQBBLTSsFAAAAA==", OtherBody::Base64OfGzip),
-        ] {
-            let error = parse(body).unwrap_err();
-            assert!(matches!(error, MessageError::OtherBody(other) if other == expected), "{body}: {error}");
-        }
-        // And what only resembles them is told as it is.
-        for body in
-            ["hello", "letter", "{}", r#"{"template": "invoice", "Type": 1, "TopicArn": 2}"#, r#"{"Records": 1}"#]
-        {
-            assert!(matches!(parse(body).unwrap_err(), MessageError::Malformed(_)), "{body}");
-        }
-        assert!(refused(sns).contains("RawMessageDelivery"));
-    }
-
-    #[test]
-    fn a_byte_order_mark_changes_nothing() {
-        let message = r#"{"template": "invoice", "data": {"a": 1}}"#;
-        let marked = format!("\u{feff}{message}");
-        let (plain, marked) = (parse(message).unwrap(), parse(&marked).unwrap());
-        assert_eq!((plain.data, plain.metadata), (marked.data, marked.metadata));
-        assert_eq!(Body::parse("\u{feff}{}").unwrap(), Body::Message("{}"));
-        let pointer =
-            "\u{feff}[\"software.amazon.payloadoffloading.PayloadS3Pointer\",{\"s3BucketName\":\"b\",\"s3Key\":\"k\"}]";
-        assert!(matches!(Body::parse(pointer).unwrap(), Body::Pointer(_)));
-    }
-
-    #[test]
-    fn an_error_is_short_however_long_what_it_quotes() {
-        let long = "x".repeat(900_000);
-        for message in [
-            format!(r#"{{"template": "{long}", "data": 1}}"#),
-            format!(r#"{{"template": "invoice", "data": 1, "key": "{long}"}}"#),
-            format!(r#"{{"template": "invoice", "data": 1, "{long}": 1}}"#),
-            format!(r#"{{"template": "invoice", "data": 1, "files": {{"{long}": "k"}}}}"#),
-            format!(r#"{{"template": "invoice", "data": 1, "files": {{"a": "{long}"}}}}"#),
-            format!(r#"{{"template": "invoice", "data": 1, "metadata": {{"{long} ": "k"}}}}"#),
-            format!(r#"{{"template": "invoice", "data": 1, "if_exists": "{long}"}}"#),
-            format!(r#"{{"template": "invoice", "data": {{"{long}": 1, "{long}": 1}}}}"#),
-        ] {
-            assert!(refused(&message).len() < 2000, "{}", &message[..100]);
-        }
-    }
-
-    #[test]
-    fn a_pointer_is_told_from_a_message() {
-        let pointer = || Body::Pointer(Pointer { bucket: "in".to_owned(), key: "k".to_owned() });
-        for class in POINTER_CLASSES {
-            let body = format!(r#"["{class}",{{"s3BucketName":"in","s3Key":"k"}}]"#);
-            assert_eq!(Body::parse(&body).unwrap(), pointer());
-        }
-        assert_eq!(Body::parse("{}").unwrap(), Body::Message("{}"));
-        for body in ["[]", "[1, 2]", r#"["other.Class",{"s3BucketName":"in","s3Key":"k"}]"#] {
-            assert!(matches!(Body::parse(body).unwrap_err(), MessageError::NotAPointer), "{body}");
-        }
-    }
-}
+mod tests;
