@@ -71,6 +71,7 @@ NOT_RUN_HERE = {
     "cargo test a_malformed_record_fails_alone": "a part of the one before",
     "cargo test nine_endless_documents": "a part of it too",
     "cargo build": "tests/e2e/run builds more",
+    "cargo bench --bench long_documents -- tables": BENCHMARK,
     "cargo fmt --check": IN_CI,
     "cargo clippy --all-targets -- -D warnings": ".ci/run lints while it builds the tests",
     ".ci/spelling-and-licences": ".ci/run runs it",
