@@ -246,7 +246,14 @@ mod tests {
     fn a_leak_is_told_by_name() {
         let before = ProcessSnapshot::of(std::process::id());
         let (stop, stopped) = std::sync::mpsc::channel::<()>();
-        let thread = thread::Builder::new().name("leaky-7".to_owned()).spawn(move || stopped.recv()).unwrap();
+        let (start, started) = std::sync::mpsc::channel();
+        let wait = move || {
+            start.send(()).unwrap();
+            stopped.recv()
+        };
+        let thread = thread::Builder::new().name("leaky-7".to_owned()).spawn(wait).unwrap();
+        // It runs before it has its name.
+        started.recv().unwrap();
         let file = File::open("/proc/self/limits").unwrap();
         let mut child = Command::new("sleep").arg("60").spawn().unwrap();
         // It is started before it has its name.
