@@ -12,7 +12,7 @@ use pressrun::function::event::{self, Event, Record};
 use serde::de::IgnoredAny;
 use serde_json::json;
 
-use super::{BATCH_SIZE, USAGE, input, template_of};
+use super::{BATCH_SIZE, UNREADABLE, USAGE, input, template_of};
 
 /// The word for standard input.
 const STANDARD_INPUT: &str = "-";
@@ -91,7 +91,10 @@ impl Arguments {
         }
         let named: BTreeSet<String> = batches.iter().flatten().map(template_of).collect();
         let is_plain = |name: &String| !name.is_empty() && !name.contains('/') && !name.starts_with('.');
-        named.into_iter().filter(|name| is_plain(name) && templates_dir.join(name).is_dir()).collect()
+        let (known, unknown): (Vec<_>, Vec<_>) =
+            named.into_iter().filter(is_plain).partition(|name| templates_dir.join(name).is_dir());
+        // The error of an unknown template lists all that there are.
+        if unknown.iter().all(|name| name == UNREADABLE) { known } else { Vec::new() }
     }
 }
 

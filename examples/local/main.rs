@@ -63,6 +63,8 @@ Exit status: 0 if all is well, 1 if a document or a template failed, 2 if nothin
 
 const OUTPUT_BUCKET: &str = "local-output";
 const INPUT_BUCKET: &str = "local-input";
+/// Stands for the template of a message that cannot be read.
+const UNREADABLE: &str = "?";
 const OUTPUT_FOLDER: &str = "out";
 /// The folder that stands for the input bucket, if it exists.
 const INPUT_FOLDER: &str = "in";
@@ -265,7 +267,7 @@ fn template_of(record: &Record) -> String {
     let message =
         record.body.as_deref().ok().and_then(|body| serde_json::from_str::<BTreeMap<String, Value>>(body).ok());
     let template = message.as_ref().and_then(|message| message.get("template")?.as_str());
-    template.unwrap_or("?").to_owned()
+    template.unwrap_or(UNREADABLE).to_owned()
 }
 
 #[derive(Default)]
