@@ -268,8 +268,9 @@ fn queue_path(url: &str) -> Option<(&str, &str)> {
     Some((rest.rsplit_once('/')?.1, name))
 }
 
-fn is_fifo(url: &str) -> bool {
-    url.strip_suffix(".fifo").is_some()
+/// Whether a queue with this URL or ARN is a FIFO queue.
+pub(crate) fn is_fifo(queue: &str) -> bool {
+    queue.strip_suffix(".fifo").is_some()
 }
 
 /// Returns the attributes of a message that has failed for good: its own as they came, and of pressrun's as

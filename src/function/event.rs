@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
+use crate::aws::sqs;
 use crate::json;
 use crate::json_error;
 
@@ -78,13 +79,9 @@ impl Record {
     /// queues.
     #[must_use]
     pub fn ordered_group(&self) -> Option<&str> {
-        let is_standard = self.queue_arn.as_deref().is_some_and(|arn| !is_fifo(arn));
+        let is_standard = self.queue_arn.as_deref().is_some_and(|arn| !sqs::is_fifo(arn));
         self.message_group.as_deref().filter(|_| !is_standard)
     }
-}
-
-fn is_fifo(queue: &str) -> bool {
-    queue.strip_suffix(".fifo").is_some()
 }
 
 /// The message id of a direct call whose request id is not known.

@@ -143,7 +143,7 @@ impl<'a> Batch<'a> {
         tokio::join!(groups, workers);
     }
 
-    /// Processes the records of a group in order, until one fails for now or has to be set aside. The share
+    /// Processes the records of a group in order, until one fails transiently or has to be set aside. The share
     /// of the cores and the work queue are let go of with the group's last document.
     async fn process_group(&self, mut group: MessageGroup<'a>, share: cores::CoreShare<'_>, queue: WorkQueue<'a>) {
         let (mut share, mut queue) = (Some(share), Some(queue));
