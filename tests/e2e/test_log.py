@@ -143,6 +143,6 @@ def test_every_line_says_whose_it_is(start_function: StartFunction, level: str):
     rendered = {"bad", "killing"} | ({"good"} if level == "DEBUG" else set())
     assert outcomes.keys() == rendered | {"malformed"}, "one line a record"
     assert all(outcomes[id]["template"] and outcomes[id]["worker"] in WORKER_NUMBERS for id in rendered)
-    said = [line for line in of_records if line["message"].startswith("its run said")]
+    said = [line for line in of_records if line["message"].startswith("the document's run wrote to stderr")]
     assert said and {line["messageId"] for line in said} == {"killing"}
     assert (outcomes["killing"]["code"], outcomes["malformed"]["level"]) == ("RunKilled", "ERROR")
