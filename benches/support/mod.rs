@@ -1,6 +1,8 @@
 //! What the benchmarks share: data that are new each time, a plain use of Typst to compare with,
 //! a press and runs without a function, and medians.
-#![allow(dead_code, reason = "each benchmark uses a part of it")]
+#![allow(dead_code, unused_imports, reason = "each benchmark uses a part of it")]
+
+mod documents;
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -9,16 +11,13 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+pub use documents::{invoice, report, statement, templates};
 use pressrun::press::protocol::{DocumentHeader, Response};
 use pressrun::press::sandbox::SandboxLevel;
-use pressrun::press::{PressSettings, Request, RunResponse, Supervisor, Worker};
+use pressrun::press::{EndedRun, PressSettings, Request, RunResponse, Supervisor, Worker};
 use pressrun::render::{Document, RenderedPdf, Renderer, pool};
 use serde_json::Value;
 use tokio::sync::watch;
-
-pub fn templates() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("templates")
-}
 
 /// The real templates with their fonts and packages, and another beside them, from a folder of
 /// this repository: links to all of them.
@@ -40,71 +39,6 @@ pub fn templates_and(other: &str) -> PathBuf {
 
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
-}
-
-fn sample(template: &str) -> Value {
-    let text = fs::read_to_string(templates().join(template).join("sample.json")).unwrap();
-    serde_json::from_str(&text).unwrap()
-}
-
-/// An invoice of one page and ten lines that there has not been before: number, names,
-/// quantities and amounts are its own.
-pub fn invoice(number: usize) -> Value {
-    let mut invoice = sample("invoice");
-    let document = &mut invoice["doc"];
-    document["code"] = format!("B-{number:06}").into();
-    document["customer"]["name"] = format!("Customer {} & Daughters", number * 7).into();
-    for (index, line) in document["lines"].as_array_mut().unwrap().iter_mut().enumerate() {
-        line["quantity"] = format!("{}", 1 + (number + index) % 97).into();
-        line["item"]["name"] = format!("Item {} of series {}", (number * 31 + index) % 9973, number % 89).into();
-        line["item"]["price"] = format!("{}.{:02}", (number + index * 13) % 500, number % 100).into();
-        line["total"] = format!("{}.{:02}", (number * 17 + index) % 5000, (number * 3) % 100).into();
-    }
-    invoice
-}
-
-/// A statement with this many rows, each of one line.
-pub fn statement(rows: usize) -> Value {
-    let mut statement = sample("statement");
-    let row = |index: usize| {
-        serde_json::json!({
-            "date": format!("2026-{:02}-{:02}", 1 + index * 12 / rows, 1 + index % 28),
-            "description": format!("Card payment no. {index}, branch {}", index % 211),
-            "amount": format!("{}{}.{:02}", if index.is_multiple_of(3) { "" } else { "-" }, (index * 37) % 900, index % 100),
-        })
-    };
-    statement["entries"] = (0..rows).map(row).collect();
-    statement.as_object_mut().unwrap().remove("closing_balance");
-    statement
-}
-
-/// A report whose sections are the sample's, that many times over: about 4.2 pages a time.
-pub fn report(times: usize) -> Value {
-    let mut report = sample("report");
-    let sections = report["sections"].as_array().unwrap().clone();
-    let copies = (0..times).flat_map(|copy| {
-        sections.iter().cloned().map(move |mut section| {
-            give_new_ids(&mut section, copy);
-            section
-        })
-    });
-    report["sections"] = copies.collect();
-    report
-}
-
-fn give_new_ids(value: &mut Value, copy: usize) {
-    match value {
-        Value::Object(fields) => {
-            for (name, field) in fields {
-                match field {
-                    Value::String(id) if name == "id" || name == "ref" => *id = format!("{id}-{copy}"),
-                    other => give_new_ids(other, copy),
-                }
-            }
-        }
-        Value::Array(items) => items.iter_mut().for_each(|item| give_new_ids(item, copy)),
-        _ => {}
-    }
 }
 
 /// The same as bytes.
@@ -169,11 +103,18 @@ impl Press {
 
     /// The same, restricted so far.
     pub async fn start_at(sandbox_level: SandboxLevel, templates_dir: &Path, workers: usize) -> Self {
-        let program = std::env::current_exe().unwrap();
-        let templates_dir = templates_dir.to_owned();
+        Self::start_with(std::env::current_exe().unwrap(), sandbox_level, templates_dir, workers).await
+    }
+
+    /// The same, but of another program.
+    pub async fn start_program(program: PathBuf, templates_dir: &Path, workers: usize) -> Self {
+        Self::start_with(program, SandboxLevel::SeccompAndLandlock, templates_dir, workers).await
+    }
+
+    async fn start_with(program: PathBuf, sandbox_level: SandboxLevel, templates_dir: &Path, workers: usize) -> Self {
         let settings = PressSettings {
             program,
-            templates_dir,
+            templates_dir: templates_dir.to_owned(),
             only_templates: Vec::new(),
             max_init_time: None,
             cores: cores(),
@@ -183,10 +124,14 @@ impl Press {
         Self { supervisor, workers }
     }
 
+    /// The runs that have ended since this was last called.
+    pub fn take_ended_runs(&self) -> Vec<EndedRun> {
+        self.supervisor.take_stats().ended_runs
+    }
+
     /// The largest peak memory of the runs that have ended since this was last called, in bytes.
     pub fn take_peak_memory(&self) -> u64 {
-        let ended = self.supervisor.take_stats().ended_runs;
-        ended.iter().map(|run| run.peak_memory_bytes).max().unwrap_or_default()
+        self.take_ended_runs().iter().map(|run| run.peak_memory_bytes).max().unwrap_or_default()
     }
 
     pub fn worker(&mut self) -> &mut Worker {
