@@ -238,9 +238,10 @@ fn next_document(requests: &mut FrameReader<io::Stdin>) -> io::Result<Option<(Do
 /// requests' pipe is kept until then.
 fn listen(requests: &mut FrameReader<io::Stdin>, done: &EventFd, growing: &mut pool::Growing) -> io::Result<()> {
     let mut result = Ok(());
+    let mut eviction = Eviction::default();
     loop {
         if result.is_ok() {
-            result = apply_updates(requests, growing);
+            result = apply_updates(requests, growing, &mut eviction);
         }
         let mut files =
             [PollFd::new(done.as_fd(), PollFlags::POLLIN), PollFd::new(requests.pipe.as_fd(), PollFlags::POLLIN)];
@@ -261,16 +262,38 @@ fn listen(requests: &mut FrameReader<io::Stdin>, done: &EventFd, growing: &mut p
 
 /// Applies what has arrived while a document is being rendered: it may use more threads, or has to let go of
 /// memory.
-fn apply_updates(requests: &mut FrameReader<io::Stdin>, growing: &mut pool::Growing) -> io::Result<()> {
+fn apply_updates(
+    requests: &mut FrameReader<io::Stdin>,
+    growing: &mut pool::Growing,
+    eviction: &mut Eviction,
+) -> io::Result<()> {
     while let Some(frame) = requests.buffered()? {
         match frame.kind {
             FrameKind::Threads => growing.grow_to(frame.parse()?),
             // Here and not on a thread of its own: to start one might take the memory that is short.
-            FrameKind::EvictCache => render::evict_cache(1),
+            FrameKind::EvictCache => eviction.evict(),
             kind => return Err(io::Error::other(format!("a {kind:?} frame while a document is being rendered"))),
         }
     }
     Ok(())
+}
+
+/// Evicts Typst's memo cache as it is asked to, but for a tenth of the time at most: meanwhile the document stands
+/// still. An eviction looks at the whole cache, which takes long where most of it is in use.
+#[derive(Default)]
+struct Eviction {
+    not_before: Option<Instant>,
+}
+
+impl Eviction {
+    fn evict(&mut self) {
+        let began = Instant::now();
+        if self.not_before.is_some_and(|time| began < time) {
+            return;
+        }
+        render::evict_cache(1);
+        self.not_before = Some(Instant::now() + began.elapsed() * 9);
+    }
 }
 
 fn is_readable(pipe: &impl AsFd) -> io::Result<bool> {
