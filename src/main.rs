@@ -2,8 +2,12 @@
 
 use std::process::ExitCode;
 
-use pressrun::function;
+use pressrun::{function, os};
 
 fn main() -> ExitCode {
+    if let Some(feature) = os::missing_cpu_feature() {
+        eprintln!("pressrun: this CPU lacks {feature}: build for it, with RUSTFLAGS=-Ctarget-cpu=x86-64");
+        return ExitCode::FAILURE;
+    }
     pressrun::run_press_if_requested().unwrap_or_else(function::main)
 }

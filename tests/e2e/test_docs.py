@@ -24,8 +24,8 @@ from faulty_s3 import NO_FAULT, Fault, FaultyS3
 
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 OPERATIONS = REPOSITORY / "docs/operations.md"
-# All but `leak`, whose command draws its picture too.
-BENCHMARKS = sorted({path.stem for path in (REPOSITORY / "benches").glob("*.rs")} - {"leak"})
+# All but `leak`, whose command draws its picture too, and `binaries`, which has to be told of two programs.
+BENCHMARKS = sorted({path.stem for path in (REPOSITORY / "benches").glob("*.rs")} - {"binaries", "leak"})
 # What each leaves behind, as a pattern of its output.
 RUN = {
     "cargo run --example local -- events/batch.json": r"out/.*\.pdf$",
@@ -80,6 +80,8 @@ NOT_RUN_HERE = {
     "UPDATE_EXPECT=1 cargo test --test it snapshots": "writes files of the repository",
     ".ci/run": "runs this",
     "sam build": "test_sam.py runs it",
+    "scripts/build-optimized": "takes twice as long as the build that it replaces",
+    "cargo bench --bench binaries -- plain/bootstrap optimized/bootstrap": BENCHMARK,
     "sam deploy --guided": "needs AWS",
     "QUEUE_URL=$(aws cloudformation describe-stacks --stack-name pressrun "
     "--query \"Stacks[0].Outputs[?OutputKey=='QueueUrl'].OutputValue\" --output text)": "needs AWS",
