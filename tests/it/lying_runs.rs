@@ -99,7 +99,11 @@ fn numbers_that_cannot_be_are_no_panic() {
             until_run_works(press).await;
             say(liar, Frame::new(FrameKind::Pdf, &b"%PDF-lie"[..]));
             let (pages, render_time) = (u32::MAX, Duration::MAX);
-            say(liar, Response::Rendered { pages, e_invoice: None, warnings: Vec::new(), render_time }.into_frame());
+            say(
+                liar,
+                Response::Rendered { pages, e_invoice: None, warnings: Vec::new(), render_time, reads_pages: false }
+                    .into_frame(),
+            );
         });
         assert!(matches!(&outcomes[0], Outcome::Stored(stored) if stored.pages == u32::MAX as usize));
         // It is still at the first, and does not begin with the second, which another run gets.
@@ -190,7 +194,11 @@ fn a_complete_response_that_death_follows_is_a_response() {
             // Nobody reads meanwhile, so the end is told with the response still in the pipe.
             say(liar, Frame::new(FrameKind::Pdf, &b"%PDF-1.7 small"[..]));
             let (warnings, render_time) = (Vec::new(), Duration::ZERO);
-            say(liar, Response::Rendered { pages: 1, e_invoice: None, warnings, render_time }.into_frame());
+            say(
+                liar,
+                Response::Rendered { pages: 1, e_invoice: None, warnings, render_time, reads_pages: false }
+                    .into_frame(),
+            );
             signal(liar, Signal::SIGKILL);
             until_blocking("the press has reaped it", || !is_alive(liar));
         });

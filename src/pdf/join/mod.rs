@@ -306,13 +306,7 @@ impl Joined {
 
     /// Writes an object after those that it refers to, unless an earlier part has it. An object that is the same in
     /// another part refers to the same objects, so it is the same bytes.
-    fn share_object(
-        &mut self,
-        part: &Part,
-        old: usize,
-        numbers: &mut Numbers,
-        depth: usize,
-    ) -> Result<(), PartError> {
+    fn share_object(&mut self, part: &Part, old: usize, numbers: &mut Numbers, depth: usize) -> Result<(), PartError> {
         if numbers.is_done(old) {
             return Ok(());
         }

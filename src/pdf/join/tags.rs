@@ -9,15 +9,8 @@ use super::strings::push_prefixed;
 use super::tree::{Tree, number_leaf};
 use super::{Expect, Expected, PartError, push_entry, push_text};
 
-const ROOT_KEYS: [&[u8]; 7] = [
-    b"/Type",
-    b"/RoleMap",
-    b"/Namespaces",
-    b"/K",
-    b"/ParentTree",
-    b"/IDTree",
-    b"/ParentTreeNextKey",
-];
+const ROOT_KEYS: [&[u8]; 7] =
+    [b"/Type", b"/RoleMap", b"/Namespaces", b"/K", b"/ParentTree", b"/IDTree", b"/ParentTreeNextKey"];
 
 /// Keys of a Document element that the joined file's has as the first part's has them.
 const DOCUMENT_KEYS: [&[u8]; 4] = [b"/Type", b"/S", b"/NS", b"/Lang"];
