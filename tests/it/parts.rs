@@ -57,6 +57,12 @@ fn failure(outcome: Outcome) -> Failure {
     }
 }
 
+fn kill_runs(press: u32) {
+    for run in children(press) {
+        signal(run, Signal::SIGKILL);
+    }
+}
+
 fn in_seconds(seconds: u64) -> Deadline {
     Deadline::from_lambda(SystemTime::now() + Duration::from_secs(seconds))
 }
@@ -343,7 +349,7 @@ fn a_part_whose_run_is_killed_from_outside_is_rendered_again() {
             for _ in 0..2 {
                 until_run_works(press).await;
                 tokio::time::sleep(Duration::from_millis(30)).await;
-                children(press).into_iter().for_each(|run| signal(run, Signal::SIGKILL));
+                kill_runs(press);
             }
         });
         assert_eq!(failed, [""; 0], "{:?}", log::take(""));
@@ -386,12 +392,38 @@ fn a_run_that_is_killed_while_it_joins_is_replaced() {
         let (failed, ()) = tokio::join!(stage.handle(vec![rows("a", many)]), async {
             until("the parts are joined", || log.has("joining the parts")).await;
             until_run_works(press).await;
-            children(press).into_iter().for_each(|run| signal(run, Signal::SIGKILL));
+            kill_runs(press);
         });
         assert_eq!(failed, [""; 0]);
         let invocation = emitted.take_invocation();
         assert_eq!([&invocation["RunsLost"], &invocation["Leaks"]], [1, 0]);
         assert!(stage.pdf("rows", "a") == Some(expected("rows", "a", &data(many), PART_SIZE, false)));
+    });
+}
+
+/// A table of eight columns, as in the module `cache_eviction`.
+const TABLE: &str = "#let part = json(sys.inputs.part)\n\
+                     #table(columns: 8, ..data.rows.map(row => range(8).map(cell => [#(row * 8 + cell)])).flatten())";
+
+#[test]
+fn a_long_document_takes_the_memory_of_a_part_and_says_what_was_evicted_in_all() {
+    run_alone(async {
+        let templates = Templates::with(TABLE)
+            .and_section("parts = { of = \"/rows\", size = 1000 }")
+            .and("note/sample.json", "{\"rows\": [1, 2, 3]}");
+        let memory_bytes = Stage::config_with_memory(1, 250).await.memory_bytes;
+        let (mut stage, emitted) = Stage::with_metrics(Config { memory_bytes, ..templates.config() }).await;
+        let rows: Vec<usize> = (0..4000).collect();
+        assert_eq!(
+            stage.handle(vec![record("a", "note", json!({"rows": rows}))]).await,
+            [""; 0],
+            "{:?}",
+            log::take("")
+        );
+        let (documents, invocation) = emitted.take();
+        assert_eq!(documents[0]["Parts"], 4);
+        assert!(documents[0]["CacheEvictions"].as_u64().unwrap() > 0);
+        assert!(invocation["RunPeakMemory"].as_u64().unwrap() < 300_000_000, "{invocation}");
     });
 }
 

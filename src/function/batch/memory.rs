@@ -101,3 +101,27 @@ impl Drop for MemoryReservation {
 fn kib(bytes: usize) -> u32 {
     u32::try_from(bytes.div_ceil(KIB)).unwrap_or(u32::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_counted_however_many_wait_to_be_joined() {
+        let memory = BatchMemory::new(1, None, 0);
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let parts: Vec<MemoryReservation> = runtime.block_on(async {
+            let mut parts = Vec::new();
+            for _ in 0..100 {
+                let mut part = memory.reserve_pdf().await;
+                part.resize(10);
+                part.give_up_place();
+                parts.push(part);
+            }
+            parts
+        });
+        assert_eq!(memory.bytes_unavailable_to_runs(false), 1000);
+        drop(parts);
+        assert_eq!(memory.bytes_unavailable_to_runs(false), 0);
+    }
+}

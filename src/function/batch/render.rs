@@ -115,7 +115,7 @@ impl<'a> Batch<'a> {
             task.record.add_queue_wait(queued_at.elapsed());
         }
         let span = task.record.span.clone();
-        let rendering = self.render(worker, task, reservation).instrument(span);
+        let rendering = Box::pin(self.render(worker, task, reservation).instrument(span));
         let rendered = tokio::select! {
             rendered = rendering => Some(rendered),
             () = response.closed() => None,
