@@ -206,7 +206,12 @@ fn places_in_errors_are_those_of_the_whole_document() {
         let mut stage = Stage::with_workers(2).await;
         let typst = failure(outcome(&mut stage, rows_with("a", 60, 47, "fail")).await);
         assert_eq!(typst.code, ErrorCode::TypstError);
-        assert!(typst.message.ends_with("no price for <value of /rows/47/text>"), "{}", typst.message);
+        assert!(
+            typst.message.starts_with("in part 3 of 3: ")
+                && typst.message.ends_with("no price for <value of /rows/47/text>"),
+            "{}",
+            typst.message
+        );
 
         let mut wrong = data(60);
         wrong["rows"][51]["text"] = 3.into();

@@ -16,9 +16,9 @@ use futures_util::future::try_join_all;
 use super::Batch;
 use super::inputs::Document;
 use super::queue::WorkQueue;
-use super::render::{DocumentTask, PendingPdf, RenderFailure, Rendered, Sharing};
+use super::render::{DocumentTask, PendingPdf, RenderFailure, Sharing};
 use crate::function::outcome::{ErrorCode, Failure};
-use crate::press::protocol::{DocumentHeader, Task};
+use crate::press::protocol::Task;
 use crate::render::diagnostics::Diagnostic;
 use crate::render::parts::{Division, PageNumbers, Part};
 
@@ -82,7 +82,7 @@ impl<'a> Batch<'a> {
                 content: data.into_iter().chain(document.files.iter().cloned()).collect(),
                 sharing,
             };
-            render_part(task, queue)
+            render_part(task, part, queue)
         });
         // The first that fails has the others dropped, and so given up.
         try_join_all(parts).await
@@ -99,7 +99,7 @@ impl<'a> Batch<'a> {
     ) -> Result<PendingPdf, RenderFailure> {
         let pages = parts.iter().map(|part| part.pages).sum();
         let task = Task::Join { parts: parts.iter().map(|part| part.pdf.len()).collect(), pages };
-        let header: DocumentHeader = self.header(document, task);
+        let header = self.header(document, task);
         let pdfs = parts.iter().map(|part| part.pdf.clone());
         let content: Vec<Bytes> = pdfs.chain(document.files.iter().cloned()).collect();
         document.drop_inputs();
@@ -120,11 +120,26 @@ impl<'a> Batch<'a> {
 }
 
 /// Sends a part to a worker and waits for its PDF, which is counted in the function's memory until all are there.
-async fn render_part<'a>(task: DocumentTask<'a>, queue: &WorkQueue<'a>) -> Result<PendingPdf, RenderFailure> {
-    let rendered: Rendered = queue.send(task, None).await.expect("a worker responds for every task")?;
-    let mut part = rendered.into_pdf()?;
-    part.reservation.give_up_place();
-    Ok(part)
+async fn render_part<'a>(
+    task: DocumentTask<'a>,
+    part: Part,
+    queue: &WorkQueue<'a>,
+) -> Result<PendingPdf, RenderFailure> {
+    let rendered = queue.send(task, None).await.expect("a worker responds for every task");
+    let mut pdf = rendered.map_err(|failure| in_part(part, failure))?.into_pdf()?;
+    pdf.reservation.give_up_place();
+    Ok(pdf)
+}
+
+/// Says in which part a document has failed.
+fn in_part(part: Part, failure: RenderFailure) -> RenderFailure {
+    match failure {
+        RenderFailure::Failed(failure) => {
+            let message = format!("in part {} of {}: {}", part.index + 1, part.count, failure.message);
+            RenderFailure::Failed(Failure { message, ..failure })
+        }
+        RenderFailure::NeedsAllMemory => RenderFailure::NeedsAllMemory,
+    }
 }
 
 /// Where each part's pages stand in the whole document.
