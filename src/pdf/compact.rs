@@ -157,10 +157,7 @@ impl Packer {
     }
 
     /// Ends the file, with a trailer of these entries and its size.
-    pub fn finish<'a>(
-        mut self,
-        trailer: impl Iterator<Item = (&'a [u8], &'a [u8])>,
-    ) -> Result<Vec<u8>, CompactError> {
+    pub fn finish<'a>(mut self, trailer: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> Result<Vec<u8>, CompactError> {
         if !self.pack.numbers.is_empty() {
             self.write_object_stream()?;
         }

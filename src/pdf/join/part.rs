@@ -11,8 +11,7 @@ const FIRST_PARTS_KEYS: [&[u8]; 7] =
     [b"/Type", b"/Lang", b"/MarkInfo", b"/ViewerPreferences", b"/PageLayout", b"/OutputIntents", b"/AF"];
 
 /// Keys of a catalog that are made anew.
-const JOINED_KEYS: [&[u8]; 6] =
-    [b"/Pages", b"/Metadata", b"/PageLabels", b"/StructTreeRoot", b"/Outlines", b"/Names"];
+const JOINED_KEYS: [&[u8]; 6] = [b"/Pages", b"/Metadata", b"/PageLabels", b"/StructTreeRoot", b"/Outlines", b"/Names"];
 
 /// A part of a document.
 pub(super) struct Part<'a> {
