@@ -10,10 +10,10 @@ use flate2::read::ZlibDecoder;
 
 use super::compact::Place;
 use super::file::{END_OF_STREAM, PdfFile, ReadError, Stream, TRAILER_KEYS, is_stream, read_header, unexpected};
-use super::value::{Dictionary, array, number, reference};
+use super::value::{self, Dictionary, array, number, reference};
 
 /// How many times as large as the file all that is unpacked may be, together. Structure elements of a long table, which
-/// are packed best, come to some thirty times.
+/// are packed best, come to some ten times.
 const MAX_EXPANSION: usize = 100;
 
 /// What may be unpacked of the smallest file.
@@ -30,6 +30,10 @@ pub(super) fn unpack(body: &[u8], xref_offset: usize) -> Result<PdfFile<'_>, Rea
     let mut objects = vec![None; xref.places.len()];
     let first_object = read_objects(body, &xref.places, &mut objects)?;
     let header = read_header(body, first_object)?;
+    // It is found by its offset, and is none of the document's.
+    if let Some(itself) = objects.get_mut(xref.number.wrapping_sub(1)) {
+        *itself = None;
+    }
     unpack_objects(&xref.places, &mut objects, &mut budget)?;
     // The last numbers are those of the streams that the objects were in, and of the cross-reference stream.
     while objects.last().is_some_and(Option::is_none) {
@@ -40,6 +44,7 @@ pub(super) fn unpack(body: &[u8], xref_offset: usize) -> Result<PdfFile<'_>, Rea
 
 /// A cross-reference stream.
 struct Xref<'a> {
+    number: usize,
     dictionary: Dictionary<'a>,
     /// The place of object 1 comes first.
     places: Vec<Place>,
@@ -47,26 +52,26 @@ struct Xref<'a> {
 
 impl<'a> Xref<'a> {
     fn read(body: &'a [u8], offset: usize, budget: &mut usize) -> Result<Self, ReadError> {
-        let (_, content) = object_at(body, offset, body.len())?;
-        Self::parse(content, budget).ok_or_else(|| unexpected("a cross-reference stream", offset))
+        let (number, content) = object_at(body, offset, body.len())?;
+        Self::parse(number, content, budget).ok_or_else(|| unexpected("a cross-reference stream", offset))
     }
 
-    fn parse(content: &'a [u8], budget: &mut usize) -> Option<Self> {
+    fn parse(number: usize, content: &'a [u8], budget: &mut usize) -> Option<Self> {
         let stream = Stream::parse_compacted(content)?;
         let dictionary = Dictionary::parse(stream.dictionary)?;
         dictionary.get("/Type").filter(|kind| *kind == b"/XRef")?;
-        let widths: Vec<usize> = array(dictionary.get("/W")?)?.into_iter().map(number).collect::<Option<_>>()?;
+        let widths: Vec<usize> = array(dictionary.get("/W")?)?.into_iter().map(value::number).collect::<Option<_>>()?;
         let [1, place_width @ 1..=8, index_width @ 1..=8] = widths[..] else { return None };
         let columns = 1 + place_width + index_width;
         let parameters = format!("<</Predictor 12/Columns {columns}>>");
         dictionary.get("/DecodeParms").filter(|value| *value == parameters.as_bytes())?;
         let rows = inflate(stream.data, budget)?;
-        let size = dictionary.get("/Size").and_then(number)?;
+        let size = dictionary.get("/Size").and_then(value::number)?;
         if size == 0 || rows.len() != size.checked_mul(columns + 1)? {
             return None;
         }
         let places = read_places(&rows, columns, place_width)?;
-        Some(Self { dictionary, places })
+        Some(Self { number, dictionary, places })
     }
 
     /// The trailer's entries, which stand in the dictionary, and the number of the catalog.
@@ -141,9 +146,8 @@ fn object_at(body: &[u8], start: usize, end: usize) -> Result<(usize, &[u8]), Re
     let object = object.strip_suffix(b"\n").unwrap_or(object);
     let digits = object.iter().take_while(|byte| byte.is_ascii_digit()).count();
     let content = object[digits..].strip_prefix(b" 0 obj\n");
-    let (number, content) = number(&object[..digits])
-        .zip(content)
-        .ok_or_else(|| unexpected("the beginning of an object", start))?;
+    let (number, content) =
+        number(&object[..digits]).zip(content).ok_or_else(|| unexpected("the beginning of an object", start))?;
     let content = content.strip_suffix(b"\nendobj");
     Ok((number, content.ok_or_else(|| unexpected("an object that ends with endobj", end))?))
 }
@@ -207,4 +211,62 @@ fn unpack_stream(
         objects[at] = Some(Cow::Owned(content.to_vec()));
     }
     Some(pairs.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::compact::compact;
+    use super::super::file::tests::{TYPST_PDF, pdf_of};
+    use super::*;
+
+    const HEADER: &[u8] = b"%PDF-1.7\n%\x80\x80\x80\x80\n\n";
+
+    fn contents(file: &PdfFile) -> Vec<Option<Vec<u8>>> {
+        file.objects().map(|object| object.map(<[u8]>::to_vec)).collect()
+    }
+
+    fn compacted(pdf: &[u8]) -> Vec<u8> {
+        compact(&PdfFile::read(pdf).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_compacted_file_has_the_objects_that_it_was_made_of() {
+        let stream = |data: &str| format!("<</Length {}>>\nstream\n{data}\nendstream", data.len()).into_bytes();
+        let mut objects: Vec<_> = (0..400).map(|n| (n % 50 != 7).then(|| "text ".repeat(n).into_bytes())).collect();
+        objects.extend(["", "x\r", "\r\n", "endobj"].map(|data| Some(stream(data))));
+        for pdf in [TYPST_PDF.to_vec(), pdf_of(HEADER, objects)] {
+            let (plain, packed) = (PdfFile::read(&pdf).unwrap(), compacted(&pdf));
+            let unpacked = PdfFile::read(&packed).unwrap();
+            assert_eq!(contents(&unpacked), contents(&plain));
+            assert!(unpacked.trailer().eq(plain.trailer()));
+            assert_eq!((unpacked.header(), unpacked.root()), (plain.header(), plain.root()));
+            assert_eq!(compact(&unpacked).unwrap(), packed);
+        }
+    }
+
+    #[test]
+    fn a_file_that_unpacks_to_far_more_than_it_should_is_an_error() {
+        let much = vec![b' '; 200 * 1024 * 1024 / 100];
+        let packed = compacted(&pdf_of(HEADER, vec![Some(b"<<>>".to_vec()), Some(much)]));
+        let error = PdfFile::read(&packed).err().unwrap().to_string();
+        assert!(error.contains("expected an object stream with the objects of its places"), "{error}");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1000))]
+
+        #[test]
+        fn mangled_files_give_errors_and_never_panic(changes in proptest::collection::vec((any::<usize>(), any::<u8>()), 1..8)) {
+            let mut pdf = compacted(TYPST_PDF);
+            for (at, byte) in changes {
+                let at = at % pdf.len();
+                pdf[at] = byte;
+            }
+            if let Ok(file) = PdfFile::read(&pdf) {
+                prop_assert!(PdfFile::read(&file.write()).is_ok());
+            }
+        }
+    }
 }

@@ -11,9 +11,11 @@ mod part;
 mod rewrite;
 mod strings;
 mod tags;
+#[cfg(test)]
+mod tests;
 mod tree;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use sha2::{Digest as _, Sha256};
 
@@ -26,7 +28,7 @@ use self::strings::decode;
 use self::tags::{PartTags, Tags};
 use self::tree::{Tree, number_leaf, push_references};
 use super::file::{PdfFile, push_entry, push_text};
-use super::value::reference;
+use super::value::{Dictionary, reference};
 use super::{CompactError, EInvoice, EInvoiceError, ReadError, attachment, compact, metadata};
 
 /// The most elements of an array in PDF 1.4, and so the most kids of a node in a tree (ISO 19005-1, 6.1.12).
@@ -175,6 +177,7 @@ struct Joined {
     identity: Identity,
     /// Entries of the catalog that are the first part's.
     catalog: Vec<u8>,
+    language: Vec<u8>,
     embedded_files: Vec<u8>,
     info: Option<u32>,
 }
@@ -184,6 +187,30 @@ struct PageLabels {
     first_page: usize,
     /// A node of the number tree, or nothing if its pages have no labels.
     leaf: Option<Vec<u8>>,
+}
+
+/// The language of a part that is not the first part's.
+struct OtherLanguage<'a> {
+    language: &'a [u8],
+    /// The part's tags of the highest level.
+    elements: HashSet<usize>,
+}
+
+impl OtherLanguage<'_> {
+    /// Adds the language to an object that is such a tag, unless it has one.
+    fn say_in(&self, number: usize, object: &mut Vec<u8>) -> Expect<()> {
+        if !self.elements.contains(&number) {
+            return Ok(());
+        }
+        let element = Dictionary::parse(object).ok_or(Expected("tags"))?;
+        if element.get("/Lang").is_none() {
+            let len = object.len() - b">>".len();
+            object.truncate(len);
+            push_entry(object, b"/Lang", self.language);
+            object.extend_from_slice(b">>");
+        }
+        Ok(())
+    }
 }
 
 /// What becomes of a part's objects.
@@ -223,6 +250,7 @@ impl Joined {
             outline: None,
             destinations: BTreeMap::new(),
             identity: Identity::new(first, &part.catalog)?,
+            language: part.catalog.get("/Lang").unwrap_or_default().to_vec(),
             catalog: Vec::new(),
             embedded_files: Vec::new(),
             info: None,
@@ -260,7 +288,8 @@ impl Joined {
             tags.add(part_tags, &rewrite, &mut self.output)?;
         }
         self.add_page_labels(&part, &rewrite)?;
-        self.write_objects(&part, &numbers, &rewrite)?;
+        let other_language = self.other_language(&part, tags.as_ref());
+        self.write_objects(&part, &numbers, &rewrite, other_language.as_ref())?;
         self.identity.add(file)?;
         self.parts += 1;
         self.pages += part.pages.count;
@@ -365,8 +394,20 @@ impl Joined {
         Ok(())
     }
 
+    /// The language of the part, if it is not the catalog's, and the tags that have to say so.
+    fn other_language<'a>(&self, part: &Part<'a>, tags: Option<&PartTags>) -> Option<OtherLanguage<'a>> {
+        let language = part.catalog.get("/Lang").filter(|language| *language != self.language)?;
+        Some(OtherLanguage { language, elements: tags?.elements() })
+    }
+
     /// Writes what is not written yet.
-    fn write_objects(&mut self, part: &Part, numbers: &Numbers, rewrite: &Rewrite) -> Result<(), PartError> {
+    fn write_objects(
+        &mut self,
+        part: &Part,
+        numbers: &Numbers,
+        rewrite: &Rewrite,
+        other_language: Option<&OtherLanguage>,
+    ) -> Result<(), PartError> {
         let ends = part.outline.as_ref().and_then(|outline| outline.ends);
         let mut last_bookmark = None;
         let mut copy = Vec::new();
@@ -378,6 +419,9 @@ impl Joined {
             if old == part.pages.root {
                 insert_reference(&mut copy, "/Parent", self.page_tree)?;
                 self.page_nodes.push(new);
+            }
+            if let Some(other) = other_language {
+                other.say_in(old, &mut copy)?;
             }
             let Some((first, last)) = ends.filter(|(first, last)| [*first, *last].contains(&old)) else {
                 self.output.put(new, &copy)?;

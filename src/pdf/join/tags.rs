@@ -1,9 +1,11 @@
 //! The structure tree: one Document element, and below it what is below those of the parts.
 
+use std::collections::HashSet;
+
 use super::super::file::PdfFile;
 use super::super::value::{Dictionary, Kind, array, number, reference, tokens};
 use super::output::Output;
-use super::part::read_name_tree;
+use super::part::{read_name_tree, references};
 use super::rewrite::Rewrite;
 use super::strings::push_prefixed;
 use super::tree::{Tree, number_leaf};
@@ -45,6 +47,11 @@ impl<'a> PartTags<'a> {
             tree,
             document_element,
         })
+    }
+
+    /// The elements of the highest level.
+    pub fn elements(&self) -> HashSet<usize> {
+        references(self.document_element.get("/K").unwrap_or_default()).collect()
     }
 
     /// Namespaces of PDF 2.0, which are the same in all parts.
