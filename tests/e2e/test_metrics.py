@@ -222,6 +222,7 @@ def test_each_metric_is_of_the_function_and_documents_of_their_template_too(line
         "endless",
         "greedy",
         "table",
+        "rows",
         "overflow",
         "panic",
         "broken-at-line-3",
