@@ -351,7 +351,8 @@ fn read_object(file: &[u8], start: usize, end: usize, number: usize) -> Result<&
     Ok(content)
 }
 
-type TrailerEntries<'a> = Vec<(&'a [u8], &'a [u8])>;
+/// A trailer's keys and values.
+pub(super) type TrailerEntries<'a> = Vec<(&'a [u8], &'a [u8])>;
 
 fn read_trailer(trailer: &[u8], size: usize) -> Result<(TrailerEntries<'_>, usize), ReadError> {
     let dictionary = Dictionary::parse(trailer).ok_or(ReadError::Trailer)?;

@@ -9,7 +9,9 @@ use std::io::Read as _;
 use flate2::read::ZlibDecoder;
 
 use super::compact::Place;
-use super::file::{END_OF_STREAM, PdfFile, ReadError, Stream, TRAILER_KEYS, is_stream, read_header, unexpected};
+use super::file::{
+    END_OF_STREAM, PdfFile, ReadError, Stream, TRAILER_KEYS, TrailerEntries, is_stream, read_header, unexpected,
+};
 use super::value::{self, Dictionary, array, number, reference};
 
 /// How many times as large as the file all that is unpacked may be, together. Structure elements of a long table, which
@@ -75,7 +77,7 @@ impl<'a> Xref<'a> {
     }
 
     /// The trailer's entries, which stand in the dictionary, and the number of the catalog.
-    fn trailer(&self) -> Option<(Vec<(&'a [u8], &'a [u8])>, usize)> {
+    fn trailer(&self) -> Option<(TrailerEntries<'a>, usize)> {
         let is_known = |key: &[u8]| TRAILER_KEYS.contains(&key) || XREF_STREAM_KEYS.contains(&key);
         self.dictionary.entries().all(|(key, _)| is_known(key)).then_some(())?;
         let root = reference(self.dictionary.get("/Root")?)?;

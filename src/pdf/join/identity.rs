@@ -98,7 +98,7 @@ fn with_element(text: &str, name: &str, value: &str) -> String {
     let mut rest = text;
     while let Some((before, after)) = rest.split_once(&begin) {
         let Some((_, after)) = after.split_once(&end) else { break };
-        [before, &begin, value, &end].into_iter().for_each(|piece| out.push_str(piece));
+        out.extend([before, &begin, value, &end]);
         rest = after;
     }
     out.push_str(rest);

@@ -15,6 +15,7 @@ mod tags;
 mod tests;
 mod tree;
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use sha2::{Digest as _, Sha256};
@@ -366,10 +367,9 @@ impl Joined {
         for (name, old) in &part.destinations {
             let decoded = decode(name).ok_or(Expected("a string as the name of a destination"))?;
             let new = numbers.new.get(*old).copied().filter(|new| *new > 0).ok_or(Expected("a destination"))?;
-            if self.destinations.contains_key(&decoded) {
-                taken.insert(*name, *old);
-            } else {
-                self.destinations.insert(decoded, (name.to_vec(), new));
+            match self.destinations.entry(decoded) {
+                Entry::Vacant(entry) => _ = entry.insert((name.to_vec(), new)),
+                Entry::Occupied(_) => _ = taken.insert(*name, *old),
             }
         }
         Ok(taken)
@@ -507,7 +507,7 @@ fn push_page_labels(out: &mut Vec<u8>, parts: Vec<PageLabels>, output: &mut Outp
     let mut tree = Tree::default();
     for PageLabels { first_page, leaf } in parts {
         let unlabelled = || format!("<</Limits[{first_page} {first_page}]/Nums[{first_page}<<>>]>>").into_bytes();
-        tree.add(leaf.unwrap_or_else(unlabelled), output)?;
+        tree.add(&leaf.unwrap_or_else(unlabelled), output)?;
     }
     tree.push_entry(out, "/PageLabels", output)
 }
@@ -526,7 +526,7 @@ fn push_names(
     let destinations: Vec<&(Vec<u8>, u32)> = destinations.values().collect();
     let mut tree = Tree::default();
     for names in destinations.chunks(NAMES_PER_NODE) {
-        tree.add(name_leaf(names), output)?;
+        tree.add(&name_leaf(names), output)?;
     }
     tree.push_entry(out, "/Dests", output)?;
     if !embedded_files.is_empty() {

@@ -8,14 +8,14 @@ use super::super::file::PdfFile;
 /// Objects in the order in which they come, each of a number that was allocated before.
 pub(super) enum Output {
     /// They are compressed at once, so that what there is of the file takes little memory.
-    Compacted(Packer),
+    Compacted(Box<Packer>),
     /// They wait for the file's end; object 1 comes first.
     Plain(Vec<Option<Vec<u8>>>),
 }
 
 impl Output {
     pub fn new(header: &[u8], compact: bool) -> Self {
-        if compact { Self::Compacted(Packer::new(header, 0)) } else { Self::Plain(Vec::new()) }
+        if compact { Self::Compacted(Box::new(Packer::new(header, 0))) } else { Self::Plain(Vec::new()) }
     }
 
     /// A number that no object has yet.

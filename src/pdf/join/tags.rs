@@ -163,7 +163,7 @@ impl Tags {
         let Some(tree) = part.tree.get("/ParentTree") else { return Ok(()) };
         let tree = Dictionary::parse(tree).ok_or(Expected("a parent tree"))?;
         let leaf = number_leaf(&tree, self.next_key, part.next_key, rewrite)?;
-        self.parent_tree.add(leaf, output)
+        self.parent_tree.add(&leaf, output)
     }
 
     /// The part's number is put before each identifier, so their order stays what it was.
@@ -184,7 +184,7 @@ impl Tags {
             push_text(&mut leaf, format_args!("{} 0 R", rewrite.number(*element)?));
         }
         leaf.extend_from_slice(b"]>>");
-        self.id_tree.add(leaf, output)
+        self.id_tree.add(&leaf, output)
     }
 
     /// How many kids the Document element has.

@@ -11,9 +11,9 @@ pub(super) struct Tree(Vec<u32>);
 
 impl Tree {
     /// Adds a node, which says its limits.
-    pub fn add(&mut self, leaf: Vec<u8>, output: &mut Output) -> Result<(), PartError> {
+    pub fn add(&mut self, leaf: &[u8], output: &mut Output) -> Result<(), PartError> {
         if !leaf.is_empty() {
-            self.0.push(output.add(&leaf)?);
+            self.0.push(output.add(leaf)?);
         }
         Ok(())
     }
