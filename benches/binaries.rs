@@ -112,7 +112,7 @@ async fn render_round(press: &mut Press, workload: &Workload, round: usize, meas
     let requests = (0..workload.documents).map(|index| {
         let data = (workload.data)(round * workload.documents + index);
         let mut request = request(workload.template, &data, Duration::from_mins(10));
-        request.header.memory_limit_bytes = workload.memory_limit_bytes;
+        request.limits.memory_bytes = workload.memory_limit_bytes;
         request
     });
     let requests: Vec<_> = requests.collect();

@@ -183,7 +183,7 @@ async fn render_table(
 ) -> (Duration, Option<u32>, u64) {
     let data = bytes(&json!({"rows": rows, "page-total": page_total}));
     let mut request: Request = request("table", &data, Duration::from_mins(10));
-    request.header.memory_limit_bytes = memory_limit_bytes;
+    request.limits.memory_bytes = memory_limit_bytes;
     let (_sender, mut threads) = watch::channel(1);
     let began = Instant::now();
     let rendered = press.worker().render(&request, &mut threads).await;

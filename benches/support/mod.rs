@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 pub use documents::{invoice, report, statement, templates};
-use pressrun::press::protocol::{DocumentHeader, Response};
+use pressrun::press::protocol::{DocumentHeader, Response, RunLimits, Task};
 use pressrun::press::sandbox::SandboxLevel;
 use pressrun::press::{EndedRun, PressSettings, Request, RunResponse, Supervisor, Worker};
 use pressrun::render::{Document, RenderedPdf, Renderer, pool};
@@ -150,12 +150,11 @@ pub fn request(template: &str, data: &Bytes, time_limit: Duration) -> Request {
         ident: "bench".to_owned(),
         timestamp_ms: Some(1_782_988_200_000),
         files: Vec::new(),
-        threads: 1,
-        time_limit,
-        memory_limit_bytes: None,
+        task: Task::Render,
         timings_slower_than: None,
     };
-    Request { header, content: vec![data.clone()], max_response_bytes: None }
+    let limits = RunLimits { threads: 1, time: time_limit, memory_bytes: None };
+    Request { header, limits, content: vec![data.clone()], max_response_bytes: None }
 }
 
 /// Has a document rendered by a run and waits for its PDF.

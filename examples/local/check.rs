@@ -9,6 +9,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::parts;
 use pressrun::render::diagnostics::Diagnostic;
 use pressrun::render::{self, Document, RenderError, RenderedPdf, Renderer, pool};
 
@@ -49,6 +50,7 @@ pub fn check(
                 let megabytes = peak_memory();
                 println!("{:<7} {name:<20} {:>6} {milliseconds:>9.1} {megabytes:>6}  {standards}", "ok", pdf.pages);
                 print_all(&pdf.warnings);
+                failed += usize::from(!parts::compare(&renderer, name, threads)?);
             }
             Ok(Err(diagnostics)) => {
                 failed += 1;
@@ -125,7 +127,7 @@ fn render_anew(
     Ok(Ok((last.ok_or("it was rendered")?, took)))
 }
 
-fn print_all(diagnostics: &[Diagnostic]) {
+pub fn print_all(diagnostics: &[Diagnostic]) {
     for diagnostic in diagnostics {
         println!("{}", diagnostic.text);
     }

@@ -15,6 +15,7 @@ mod embedded;
 mod input;
 mod new_template;
 mod output;
+mod parts;
 mod timings;
 mod watch;
 

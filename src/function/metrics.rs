@@ -100,6 +100,8 @@ pub(super) struct DocumentMetrics {
     #[entry(ignore)]
     pub error: Option<ErrorCode>,
     pub pages: Option<AsCount<u64>>,
+    /// How many parts the document was rendered in, if it was divided.
+    pub parts: Option<AsCount<u64>>,
     pub pdf_size: Option<AsBytes<u64>>,
     pub render_time: Option<Duration>,
     /// How often the memo cache was evicted for want of memory, if it was.

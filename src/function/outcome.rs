@@ -54,6 +54,8 @@ pub struct Stored {
     pub render_time: Duration,
     /// How often Typst's memo cache was evicted for want of memory.
     pub cache_evictions: u32,
+    /// How many parts it was rendered in, if it was divided.
+    pub parts: Option<usize>,
 }
 
 /// A PDF that is returned to the caller.
@@ -65,6 +67,8 @@ pub struct Returned {
     pub pdf: Bytes,
     pub warnings: Vec<Diagnostic>,
     pub render_time: Duration,
+    /// How many parts it was rendered in, if it was divided.
+    pub parts: Option<usize>,
 }
 
 /// Why a record has failed.
@@ -154,6 +158,7 @@ impl Stored {
             warnings,
             render_time,
             cache_evictions: 0,
+            parts: None,
         }
     }
 

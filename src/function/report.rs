@@ -127,6 +127,7 @@ impl<'a> RecordReport<'a> {
             Outcome::Stored(stored) => DocumentMetrics {
                 stored: 1.into(),
                 pages: Some((stored.pages as u64).into()),
+                parts: stored.parts.map(|parts| (parts as u64).into()),
                 pdf_size: Some((stored.bytes as u64).into()),
                 render_time: (!stored.was_stored_before).then_some(stored.render_time),
                 cache_evictions: (stored.cache_evictions > 0).then(|| u64::from(stored.cache_evictions).into()),
@@ -135,6 +136,7 @@ impl<'a> RecordReport<'a> {
             Outcome::Superseded { .. } => document,
             Outcome::Returned(returned) => DocumentMetrics {
                 pages: Some((returned.pages as u64).into()),
+                parts: returned.parts.map(|parts| (parts as u64).into()),
                 pdf_size: Some((returned.pdf.len() as u64).into()),
                 render_time: Some(returned.render_time),
                 ..document
@@ -165,14 +167,16 @@ fn log(outcome: &Outcome) {
             let (key, pages, bytes) = (&stored.key, stored.pages, stored.bytes);
             let what = if stored.was_stored_before { "had been stored by an earlier delivery" } else { "stored" };
             let cache_evictions = Some(stored.cache_evictions).filter(|evictions| *evictions > 0);
-            tracing::info!(key, pages, bytes, milliseconds, cacheEvictions = cache_evictions, "{what}");
+            let parts = stored.parts;
+            tracing::info!(key, pages, parts, bytes, milliseconds, cacheEvictions = cache_evictions, "{what}");
         }
         Outcome::Returned(returned) => {
             let milliseconds = returned.render_time.as_secs_f64() * 1000.0;
             for warning in &returned.warnings {
                 tracing::warn!("{warning}");
             }
-            tracing::info!(pages = returned.pages, bytes = returned.pdf.len(), milliseconds, "returned to the caller");
+            let (pages, parts, bytes) = (returned.pages, returned.parts, returned.pdf.len());
+            tracing::info!(pages, parts, bytes, milliseconds, "returned to the caller");
         }
         Outcome::Superseded { key } => tracing::info!(key, "superseded: a message that was sent later has this key"),
         Outcome::DeadLettered(failure) | Outcome::PermanentFailure(failure) => {

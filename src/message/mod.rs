@@ -55,7 +55,7 @@ const POINTER_CLASSES: [&str; 2] =
 /// use pressrun::message::{ParseContext, RenderRequest};
 /// use pressrun::render::{TemplateVersion, TemplateVersions};
 ///
-/// let version = TemplateVersion { version: "1.0.0".to_owned(), digest: "5f3a".to_owned() };
+/// let version = TemplateVersion { version: "1.0.0".to_owned(), digest: "5f3a".to_owned(), part_size: None };
 /// let templates = TemplateVersions::from([("letter".to_owned(), version)]);
 /// let context = ParseContext { templates: &templates, output_prefix: "pdf/" };
 ///

@@ -3,7 +3,8 @@
 use super::*;
 
 fn parse(message: &str) -> Result<RenderRequest, MessageError> {
-    let version = crate::render::TemplateVersion { version: "1.2.3".to_owned(), digest: "0".repeat(32) };
+    let version =
+        crate::render::TemplateVersion { version: "1.2.3".to_owned(), digest: "0".repeat(32), part_size: None };
     let templates = BTreeMap::from([("invoice".to_owned(), version)]);
     RenderRequest::parse(message, "m-1", ParseContext { templates: &templates, output_prefix: "pdf/" })
 }

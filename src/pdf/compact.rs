@@ -3,6 +3,8 @@
 //! Half of a tagged PDF is text that Typst does not compress: its structure elements, and a line of twenty bytes for
 //! each object. Streams are copied as they are, most of them are compressed already and XMP metadata must stay plain.
 
+use std::mem;
+
 use flate2::{Compress, Compression, FlushCompress, Status};
 
 use super::file::{END_OF_STREAM, PdfFile, is_stream, push_entry, push_text};
@@ -43,100 +45,122 @@ pub(super) fn has_object_streams(file: &PdfFile) -> bool {
 
 /// Writes the file with its objects packed and a newline after `%%EOF`. The same file gives the same bytes.
 pub(super) fn compact(file: &PdfFile) -> Result<Vec<u8>, CompactError> {
-    let mut writer = Writer::new(file);
-    let mut objects = file.objects().enumerate().peekable();
-    let mut pack = ObjectStream::default();
-    while let Some((index, object)) = objects.next() {
+    let mut packer = Packer::new(file.header(), expected_len(file));
+    // The numbers of the file's objects come first, and then those of the streams that they are packed into.
+    for _ in file.objects() {
+        packer.allocate();
+    }
+    for (number, object) in (1..).zip(file.objects()) {
         if let Some(content) = object {
-            match content.strip_suffix(END_OF_STREAM) {
-                Some(stream) => writer.copy(index, stream),
-                None => pack.add(index, content),
-            }
-        }
-        if pack.bodies.len() >= MAX_STREAM_LEN || (objects.peek().is_none() && !pack.bodies.is_empty()) {
-            writer.write_object_stream(&pack)?;
-            pack.clear();
+            packer.put(number, content)?;
         }
     }
-    writer.finish(file)
+    packer.finish(file.trailer())
 }
 
 /// Where an object is found: an entry of a cross-reference stream (ISO 32000-1, Table 18).
-#[derive(Clone, Copy)]
-enum Place {
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
     Free,
     /// The offset from the beginning of the file.
     At(usize),
-    /// The number of an object stream, and the index in it.
-    In(usize, usize),
+    /// The number of an object stream, and the index in it. Small, because there is a place for every object.
+    In(u32, u32),
 }
 
 /// Objects that wait to be compressed together.
 #[derive(Default)]
 struct ObjectStream {
-    /// The numbers of the objects, less one.
-    indexes: Vec<usize>,
+    numbers: Vec<usize>,
     /// Pairs of a number and an offset into the bodies, as text.
     head: Vec<u8>,
     bodies: Vec<u8>,
 }
 
 impl ObjectStream {
-    fn add(&mut self, index: usize, content: &[u8]) {
-        push_text(&mut self.head, format_args!("{} {} ", index + 1, self.bodies.len()));
-        self.indexes.push(index);
+    fn add(&mut self, number: usize, content: &[u8]) {
+        push_text(&mut self.head, format_args!("{number} {} ", self.bodies.len()));
+        self.numbers.push(number);
         self.bodies.extend_from_slice(content);
         self.bodies.push(b'\n');
     }
 
     fn clear(&mut self) {
-        self.indexes.clear();
+        self.numbers.clear();
         self.head.clear();
         self.bodies.clear();
     }
 }
 
-struct Writer {
+/// Writes a compacted file, object by object.
+pub(super) struct Packer {
     out: Vec<u8>,
+    /// The place of object 1 comes first.
     places: Vec<Place>,
+    pack: ObjectStream,
     deflate: Compress,
     /// A stream's length stands before its data, so it is compressed to here first.
     compressed: Vec<u8>,
 }
 
-impl Writer {
-    fn new(file: &PdfFile) -> Self {
-        let mut out = Vec::with_capacity(expected_len(file));
-        out.extend_from_slice(file.header());
+impl Packer {
+    /// Begins a file that will have about `expected_len` bytes.
+    pub fn new(header: &[u8], expected_len: usize) -> Self {
+        let mut out = Vec::with_capacity(expected_len);
+        out.extend_from_slice(header);
         Self {
             out,
-            places: vec![Place::Free; file.objects().len()],
+            places: Vec::new(),
+            pack: ObjectStream::default(),
             deflate: Compress::new(Compression::new(COMPRESSION_LEVEL), true),
             compressed: Vec::with_capacity(MAX_STREAM_LEN / 4),
         }
     }
 
+    /// A number that no object has yet. If none gets it, it is written as unused.
+    pub fn allocate(&mut self) -> usize {
+        self.places.push(Place::Free);
+        self.places.len()
+    }
+
+    /// Writes the object of a number that was allocated.
+    pub fn put(&mut self, number: usize, content: &[u8]) -> Result<(), CompactError> {
+        match content.strip_suffix(END_OF_STREAM) {
+            Some(stream) => self.copy(number, stream),
+            None => self.pack.add(number, content),
+        }
+        if self.pack.bodies.len() >= MAX_STREAM_LEN { self.write_object_stream() } else { Ok(()) }
+    }
+
     /// Copies a stream, which comes without its last keyword.
-    fn copy(&mut self, index: usize, stream: &[u8]) {
-        self.places[index] = Place::At(self.out.len());
-        push_text(&mut self.out, format_args!("{} 0 obj\n", index + 1));
+    fn copy(&mut self, number: usize, stream: &[u8]) {
+        self.places[number - 1] = Place::At(self.out.len());
+        push_text(&mut self.out, format_args!("{number} 0 obj\n"));
         self.out.extend_from_slice(stream);
         self.end_stream();
     }
 
-    fn write_object_stream(&mut self, pack: &ObjectStream) -> Result<(), CompactError> {
-        let number = self.places.len() + 1;
-        for (at, index) in pack.indexes.iter().enumerate() {
-            self.places[*index] = Place::In(number, at);
+    fn write_object_stream(&mut self) -> Result<(), CompactError> {
+        let stream_number = self.places.len() + 1;
+        check_count(stream_number)?;
+        let pack = mem::take(&mut self.pack);
+        for (index, number) in (0..).zip(&pack.numbers) {
+            self.places[number - 1] = Place::In(small(stream_number), index);
         }
         self.places.push(Place::At(self.out.len()));
         self.compress(&[&pack.head, &pack.bodies])?;
-        let head = format!("/Type/ObjStm/N {}/First {}", pack.indexes.len(), pack.head.len());
-        self.write_compressed(number, head.as_bytes());
+        let head = format!("/Type/ObjStm/N {}/First {}", pack.numbers.len(), pack.head.len());
+        self.write_compressed(stream_number, head.as_bytes());
+        self.pack = pack;
+        self.pack.clear();
         Ok(())
     }
 
-    fn finish(mut self, file: &PdfFile) -> Result<Vec<u8>, CompactError> {
+    /// Ends the file, with a trailer of these entries and its size.
+    pub fn finish<'a>(mut self, trailer: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> Result<Vec<u8>, CompactError> {
+        if !self.pack.numbers.is_empty() {
+            self.write_object_stream()?;
+        }
         let xref_offset = self.out.len();
         self.places.push(Place::At(xref_offset));
         let objects = self.places.len();
@@ -147,7 +171,7 @@ impl Writer {
         let [kind, place, index] = widths;
         push_text(&mut head, format_args!("/Type/XRef/Size {}/W[{kind} {place} {index}]", objects + 1));
         push_text(&mut head, format_args!("/DecodeParms<</Predictor 12/Columns {}>>", kind + place + index));
-        for (key, value) in file.trailer() {
+        for (key, value) in trailer {
             push_entry(&mut head, key, value);
         }
         self.write_compressed(objects, &head);
@@ -200,7 +224,12 @@ impl Writer {
     }
 }
 
-fn check_count(objects: usize) -> Result<(), CompactError> {
+/// A number that is at most [`MAX_OBJECTS`].
+fn small(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+pub(super) fn check_count(objects: usize) -> Result<(), CompactError> {
     if objects > MAX_OBJECTS { Err(CompactError::TooManyObjects { objects }) } else { Ok(()) }
 }
 
@@ -220,7 +249,7 @@ fn xref_rows(places: &[Place], [_, place_width, index_width]: [usize; 3]) -> Vec
         let (kind, first, second) = match *place {
             Place::Free => (0, 0, 0),
             Place::At(offset) => (1, offset, 0),
-            Place::In(stream, index) => (2, stream, index),
+            Place::In(stream, index) => (2, stream as usize, index as usize),
         };
         row.clear();
         row.push(kind);

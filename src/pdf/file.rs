@@ -8,6 +8,7 @@
 use std::borrow::Cow;
 use std::io::Write as _;
 
+use super::unpack::unpack;
 use super::value::{Dictionary, number, reference};
 
 /// The longest header: the version, and a comment that says that the file is binary.
@@ -20,7 +21,7 @@ const XREF_ENTRY_LEN: usize = 20;
 pub(super) const END_OF_STREAM: &[u8] = b"\nendstream";
 
 /// The keys of a trailer besides `/Size`.
-const TRAILER_KEYS: [&[u8]; 3] = [b"/Root", b"/Info", b"/ID"];
+pub(super) const TRAILER_KEYS: [&[u8]; 3] = [b"/Root", b"/Info", b"/ID"];
 
 /// The file is not of the shape that Typst writes.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -59,8 +60,25 @@ pub(super) struct Stream<'a> {
 }
 
 impl<'a> PdfFile<'a> {
-    /// Takes a file apart. Its bytes stay where they are; the list of objects takes less than the file does.
+    /// A file of these objects, the first of which has the number 1. The trailer comes without `/Size`.
+    pub fn new(
+        header: &'a [u8],
+        objects: Vec<Option<Cow<'a, [u8]>>>,
+        trailer: Vec<(&'a [u8], &'a [u8])>,
+        root: usize,
+    ) -> Self {
+        Self { header, objects, trailer, root }
+    }
+
+    /// Takes a file apart that Typst or this module has written. Its bytes stay where they are, but for those that are
+    /// unpacked from a compacted file.
     pub fn read(file: &'a [u8]) -> Result<Self, ReadError> {
+        let (body, xref_offset) = find_xref(file)?;
+        if body[xref_offset..].starts_with(b"xref") { Self::read_plain(file) } else { unpack(body, xref_offset) }
+    }
+
+    /// Takes a file apart that Typst has written. The list of objects takes less memory than the file does.
+    fn read_plain(file: &'a [u8]) -> Result<Self, ReadError> {
         let xref = Xref::find(file)?;
         let header = read_header(file, xref.first_object())?;
         let mut objects = Vec::with_capacity(xref.entries.len() - 1);
@@ -111,12 +129,12 @@ impl<'a> PdfFile<'a> {
 
     /// The dictionary that `value` refers to.
     pub fn dictionary(&self, value: &[u8]) -> Option<Dictionary<'_>> {
-        Dictionary::parse(self.object(reference(value)?)?)
+        Dictionary::parse(self.object_of(value)?)
     }
 
     /// The stream that `value` refers to.
     pub fn stream(&self, value: &[u8]) -> Option<Stream<'_>> {
-        Stream::parse(self.object(reference(value)?)?)
+        Stream::parse(self.object_of(value)?)
     }
 
     /// Puts `content` in the place of the object that `value` refers to.
@@ -126,7 +144,18 @@ impl<'a> PdfFile<'a> {
         Some(())
     }
 
-    fn object(&self, number: usize) -> Option<&[u8]> {
+    /// The number of the document catalog.
+    pub fn root(&self) -> usize {
+        self.root
+    }
+
+    /// The object that `value` refers to.
+    pub fn object_of(&self, value: &[u8]) -> Option<&[u8]> {
+        self.object(reference(value)?)
+    }
+
+    /// The object of a number.
+    pub fn object(&self, number: usize) -> Option<&[u8]> {
         self.objects.get(number.checked_sub(1)?)?.as_deref()
     }
 
@@ -170,7 +199,15 @@ impl<'a> PdfFile<'a> {
 impl<'a> Stream<'a> {
     /// Reads an object as a stream.
     pub fn parse(object: &'a [u8]) -> Option<Self> {
-        let content = object.strip_suffix(END_OF_STREAM)?;
+        Self::parse_content(object, object.strip_suffix(END_OF_STREAM)?)
+    }
+
+    /// Reads an object as a stream, whose line end may be the longer one of a compacted file.
+    pub fn parse_compacted(object: &'a [u8]) -> Option<Self> {
+        Self::parse(object).or_else(|| Self::parse_content(object, object.strip_suffix(b"\r\nendstream")?))
+    }
+
+    fn parse_content(object: &'a [u8], content: &'a [u8]) -> Option<Self> {
         let after_key = object.strip_prefix(b"<</Length ")?;
         let digits = after_key.iter().take_while(|byte| byte.is_ascii_digit()).count();
         let (head, data) = content.split_at_checked(content.len().checked_sub(number(&after_key[..digits])?)?)?;
@@ -215,6 +252,18 @@ pub(super) fn push_entry(out: &mut Vec<u8>, key: &[u8], value: &[u8]) {
     out.extend_from_slice(value);
 }
 
+/// What stands before `startxref` and its line end, and where in that the cross-reference table or stream begins.
+fn find_xref(file: &[u8]) -> Result<(&[u8], usize), ReadError> {
+    let end = file.strip_suffix(b"\n").unwrap_or(file);
+    let end = end.strip_suffix(b"\n%%EOF").ok_or_else(|| unexpected("%%EOF", file.len()))?;
+    let digits = end.iter().rev().take_while(|byte| byte.is_ascii_digit()).count();
+    let (before, digits) = end.split_at(end.len() - digits);
+    let body = before.strip_suffix(b"\nstartxref\n").ok_or_else(|| unexpected("startxref", before.len()))?;
+    let offset = number(digits).filter(|offset| *offset < body.len());
+    let offset = offset.ok_or_else(|| unexpected("the offset of a cross-reference table", body.len()))?;
+    Ok((body, offset))
+}
+
 /// A classic cross-reference table and what follows it.
 struct Xref<'a> {
     /// Where the table begins.
@@ -231,14 +280,8 @@ enum Entry {
 
 impl<'a> Xref<'a> {
     fn find(file: &'a [u8]) -> Result<Self, ReadError> {
-        let end = file.strip_suffix(b"\n").unwrap_or(file);
-        let end = end.strip_suffix(b"\n%%EOF").ok_or_else(|| unexpected("%%EOF", file.len()))?;
-        let digits = end.iter().rev().take_while(|byte| byte.is_ascii_digit()).count();
-        let (before, digits) = end.split_at(end.len() - digits);
-        let before = before.strip_suffix(b"\nstartxref\n").ok_or_else(|| unexpected("startxref", before.len()))?;
-        let offset = number(digits).filter(|offset| *offset < before.len());
-        let offset = offset.ok_or_else(|| unexpected("the offset of a cross-reference table", before.len()))?;
-        Self::read(&before[offset..], offset).ok_or_else(|| unexpected("a cross-reference table", offset))
+        let (body, offset) = find_xref(file)?;
+        Self::read(&body[offset..], offset).ok_or_else(|| unexpected("a cross-reference table", offset))
     }
 
     fn read(table: &'a [u8], offset: usize) -> Option<Self> {
@@ -280,7 +323,7 @@ fn read_entry(entry: &[u8; XREF_ENTRY_LEN]) -> Option<Entry> {
     }
 }
 
-fn read_header(file: &[u8], end: usize) -> Result<&[u8], ReadError> {
+pub(super) fn read_header(file: &[u8], end: usize) -> Result<&[u8], ReadError> {
     let header = file.get(..end.min(MAX_HEADER_LEN)).unwrap_or_default();
     match header {
         [b'%', b'P', b'D', b'F', b'-', b'1'..=b'2', b'.', b'0'..=b'9', b'\n', b'%', .., b'\n', b'\n']
@@ -308,7 +351,8 @@ fn read_object(file: &[u8], start: usize, end: usize, number: usize) -> Result<&
     Ok(content)
 }
 
-type TrailerEntries<'a> = Vec<(&'a [u8], &'a [u8])>;
+/// A trailer's keys and values.
+pub(super) type TrailerEntries<'a> = Vec<(&'a [u8], &'a [u8])>;
 
 fn read_trailer(trailer: &[u8], size: usize) -> Result<(TrailerEntries<'_>, usize), ReadError> {
     let dictionary = Dictionary::parse(trailer).ok_or(ReadError::Trailer)?;
@@ -319,7 +363,7 @@ fn read_trailer(trailer: &[u8], size: usize) -> Result<(TrailerEntries<'_>, usiz
     Ok((entries, root.ok_or(ReadError::Trailer)?))
 }
 
-fn unexpected(expected: &'static str, offset: usize) -> ReadError {
+pub(super) fn unexpected(expected: &'static str, offset: usize) -> ReadError {
     ReadError::Unexpected { expected, offset }
 }
 
@@ -335,7 +379,7 @@ pub(super) mod tests {
     /// A file of these objects, the first of which is the catalog.
     pub fn pdf_of(header: &'static [u8], objects: Vec<Option<Vec<u8>>>) -> Vec<u8> {
         let objects = objects.into_iter().map(|object| object.map(Cow::Owned)).collect();
-        PdfFile { header, objects, trailer: vec![(b"/Root", b"1 0 R")], root: 1 }.write()
+        PdfFile::new(header, objects, vec![(b"/Root", b"1 0 R")], 1).write()
     }
 
     /// The file with `to` instead of `from` in every object.

@@ -6,19 +6,23 @@
 //! good; an e-invoice that cannot be finished is none.
 //!
 //! `finish` is the way in. `file` takes a PDF apart and writes it, `value` reads what is in an object; `e_invoice`
-//! reads an invoice's XML, `attachment` checks that it is in the PDF, `metadata` says so in the XMP; `compact` packs.
+//! reads an invoice's XML, `attachment` checks that it is in the PDF, `metadata` says so in the XMP; `compact` packs,
+//! and `unpack` is the way back. `join` is the way in for a document that was rendered in parts.
 
 mod attachment;
 mod compact;
 mod e_invoice;
 mod file;
+mod join;
 mod metadata;
+mod unpack;
 mod value;
 
 pub use attachment::AttachmentError;
 pub use compact::CompactError;
 pub use e_invoice::{EInvoice, FileName, InvoiceXmlError, Level};
 pub use file::ReadError;
+pub use join::{JoinError, join};
 pub use metadata::MetadataError;
 
 use file::PdfFile;

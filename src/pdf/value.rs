@@ -48,6 +48,50 @@ pub(super) fn array(bytes: &[u8]) -> Option<Vec<&[u8]>> {
     Some(items)
 }
 
+/// A piece of a value, with where it stands in the bytes.
+#[derive(Clone, Copy)]
+pub(super) struct Token<'a> {
+    pub kind: Kind,
+    pub text: &'a [u8],
+    pub start: usize,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Name,
+    String,
+    Reference(usize),
+    /// A number, a keyword, or the beginning or end of an array or a dictionary.
+    Other,
+}
+
+/// Splits a value into its tokens. What cannot be read is one token, up to the end.
+pub(super) fn tokens(bytes: &[u8]) -> impl Iterator<Item = Token<'_>> {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let rest = bytes.get(at..)?;
+        let start = at + rest.iter().position(|byte| !byte.is_ascii_whitespace())?;
+        let (kind, len) = first_token(&bytes[start..]);
+        at = start + len;
+        Some(Token { kind, text: &bytes[start..at], start })
+    })
+}
+
+fn first_token(bytes: &[u8]) -> (Kind, usize) {
+    let token = match bytes[0] {
+        b'<' if bytes.starts_with(b"<<") => Some((Kind::Other, 2)),
+        b'>' if bytes.starts_with(b">>") => Some((Kind::Other, 2)),
+        b'(' | b'<' => scalar_len(bytes).map(|len| (Kind::String, len)),
+        b'/' => scalar_len(bytes).map(|len| (Kind::Name, len)),
+        byte if is_delimiter(byte) => Some((Kind::Other, 1)),
+        _ => match reference_len(bytes) {
+            Some(len) => reference(&bytes[..len]).map(|number| (Kind::Reference(number), len)),
+            None => Some((Kind::Other, regular_len(bytes))),
+        },
+    };
+    token.unwrap_or((Kind::Other, bytes.len()))
+}
+
 /// The object number of a reference such as `12 0 R`; an object of another generation is none of Typst's.
 pub(super) fn reference(value: &[u8]) -> Option<usize> {
     number(value.strip_suffix(b" 0 R")?)
@@ -111,7 +155,11 @@ fn scalar_len(bytes: &[u8]) -> Option<usize> {
 }
 
 fn regular_len(bytes: &[u8]) -> usize {
-    bytes.iter().take_while(|byte| !byte.is_ascii_whitespace() && !b"()<>[]{}/%".contains(byte)).count()
+    bytes.iter().take_while(|byte| !byte.is_ascii_whitespace() && !is_delimiter(**byte)).count()
+}
+
+fn is_delimiter(byte: u8) -> bool {
+    matches!(byte, b'(' | b')' | b'<' | b'>' | b'[' | b']' | b'{' | b'}' | b'/' | b'%')
 }
 
 fn literal_string_len(bytes: &[u8]) -> Option<usize> {

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_util::codec::{FramedRead, FramedWrite};
 
 use super::memory_watch::MemoryWatch;
-use super::protocol::{self, DocumentHeader, Frame, FrameCodec, FrameKind, Response};
+use super::protocol::{self, DocumentHeader, Frame, FrameCodec, FrameKind, Response, RunLimits};
 
 /// The longest that a run may take to read a part of a document, to begin with a complete one, or to end after it
 /// has closed its pipe.
@@ -24,7 +24,8 @@ pub(super) const RESPONSE_GRACE: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug)]
 pub struct Request {
     pub header: DocumentHeader,
-    /// The document's data, followed by the files that the header lists.
+    pub limits: RunLimits,
+    /// The document's data, or what its task has instead, followed by the files that the header lists.
     pub content: Vec<Bytes>,
     /// The most bytes that a PDF and its timings may have in the function's memory.
     pub max_response_bytes: Option<u64>,
@@ -114,7 +115,7 @@ pub(super) async fn exchange(
     mut memory: Option<&mut MemoryWatch>,
     reception: &mut Reception,
 ) -> Stop {
-    let time_limit = request.header.time_limit;
+    let time_limit = request.limits.time;
     match send_request(requests, request).await {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::TimedOut => return Stop::NotBegun,
@@ -167,7 +168,7 @@ async fn memory_is_short(memory: Option<&mut MemoryWatch>) {
 
 /// Sends a document, each part of it within the time that a run has to read one.
 async fn send_request(requests: &mut FramedWrite<pipe::Sender, FrameCodec>, request: &Request) -> io::Result<()> {
-    let header = Frame::json(FrameKind::Document, &request.header);
+    let header = Frame::json(FrameKind::Document, &(&request.header, &request.limits));
     let chunks = request.content.iter().flat_map(|part| protocol::chunks(FrameKind::Data, part));
     for frame in iter::once(header).chain(chunks).chain([Frame::empty(FrameKind::Render)]) {
         timeout(RESPONSE_GRACE, requests.send(frame)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;

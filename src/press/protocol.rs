@@ -5,7 +5,7 @@
 //! Nothing of a message ever travels here.
 //!
 //! A run's **pipes** join function and run alone, in frames of at most 64 KiB, each a length, a
-//! kind and a payload. A document goes down as [`FrameKind::Document`], any number of
+//! kind and a payload. A document, or a [`Task`] of one, goes down as [`FrameKind::Document`], any number of
 //! [`FrameKind::Data`], [`FrameKind::Render`]; its response comes up as [`FrameKind::Begun`], any
 //! number of [`FrameKind::Pdf`], then of [`FrameKind::Timings`], and one [`FrameKind::Response`],
 //! the last frame whatever happened. Between these nothing else comes up.
@@ -27,6 +27,7 @@ use crate::os::ProcessEnd;
 use crate::pdf::Level;
 use crate::render::TemplateVersion;
 use crate::render::diagnostics::{self, Diagnostic};
+use crate::render::parts::{Division, Part};
 
 /// The largest packet on the control socket.
 pub const MAX_PACKET_BYTES: usize = 64 * 1024;
@@ -130,7 +131,7 @@ impl PressEvent {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum FrameKind {
-    /// Down: a document begins, as a [`DocumentHeader`].
+    /// Down: a document begins, as a [`DocumentHeader`] and [`RunLimits`].
     Document = b'D',
     /// Down: a part of its data, or after these of its files, one after the other.
     Data = b'd',
@@ -220,22 +221,53 @@ pub struct DocumentHeader {
     pub timestamp_ms: Option<i64>,
     /// The names of the files that come after the data, and how many bytes each has.
     pub files: Vec<(String, usize)>,
-    /// How many threads it may use to begin with.
-    pub threads: usize,
-    /// How long it may be rendered. The function keeps this time, from [`FrameKind::Begun`] on.
-    pub time_limit: Duration,
-    /// How much memory its run may have, as `RLIMIT_DATA` counts it. A run never gets more than it
-    /// has had for a document before.
-    pub memory_limit_bytes: Option<u64>,
+    pub task: Task,
     /// If it takes longer to render, its timings are asked for.
     pub timings_slower_than: Option<Duration>,
+}
+
+/// What is to be done with a document.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Task {
+    /// It is to be rendered; or, if it is too long for one part, only to be checked and divided.
+    Render,
+    /// The data are those of one part, which is to be rendered.
+    RenderPart(Part),
+    /// Instead of data come the PDFs of all parts, one after the other, which are to be joined.
+    Join {
+        /// How many bytes each PDF has.
+        parts: Vec<usize>,
+        /// How many pages they have together.
+        pages: usize,
+    },
+}
+
+/// What a run may have for one attempt at a task.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct RunLimits {
+    /// How many threads it may use to begin with.
+    pub threads: usize,
+    /// How long it may take. The function keeps this time, from [`FrameKind::Begun`] on.
+    pub time: Duration,
+    /// How much memory the run may have, as `RLIMIT_DATA` counts it. A run never gets more than it
+    /// has had for a document before.
+    pub memory_bytes: Option<u64>,
 }
 
 /// What a run says of a document, and of nothing else: how a run ends, the press tells.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Response {
     /// The PDF came before this, whole.
-    Rendered { pages: u32, e_invoice: Option<Level>, warnings: Vec<Diagnostic>, render_time: Duration },
+    Rendered {
+        pages: u32,
+        e_invoice: Option<Level>,
+        warnings: Vec<Diagnostic>,
+        render_time: Duration,
+        /// Whether the template has read where a part's pages stand in the whole document.
+        reads_pages: bool,
+    },
+    /// The document has been checked, and is too long for one part.
+    Divided(Division),
     /// The data, or the XML of an e-invoice, are not what the template takes.
     InvalidData { violations: Vec<Diagnostic> },
     /// Typst found an error, or the PDF is not the e-invoice that it is to be.
@@ -252,6 +284,8 @@ impl Response {
             Self::Rendered { warnings: list, .. }
             | Self::InvalidData { violations: list }
             | Self::TypstError { diagnostics: list } => diagnostics::truncate(list, MAX_RESPONSE_TEXT_BYTES),
+            // Its bytes are bounded by the number of parts.
+            Self::Divided(_) => {}
             Self::Panicked { message } => diagnostics::truncate_text(message, diagnostics::MAX_MESSAGE_BYTES),
         }
         Frame::json(FrameKind::Response, &self)
@@ -433,6 +467,7 @@ fn invalid(problem: impl Into<String>) -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::render::parts::MAX_PARTS;
 
     #[test]
     fn a_pdf_travels_whole_however_long() {
@@ -457,6 +492,14 @@ mod tests {
         for garbage in [&b"\xff\xff\xff\xffP"[..], b"\0\x01\0\x01P", b"\0\0\0\0", b"\0\0\0\x01?"] {
             FrameCodec::default().decode(&mut BytesMut::from(garbage)).unwrap_err();
         }
+    }
+
+    #[test]
+    fn the_division_of_a_very_long_document_fits_into_a_frame() {
+        let slice = 4_000_000_000..4_000_000_001;
+        let slices = vec![slice.clone(); MAX_PARTS];
+        let division = Division { total: usize::MAX, size: usize::MAX, array: slice, slices };
+        encode(Response::Divided(division).into_frame()).unwrap();
     }
 
     #[test]

@@ -2,9 +2,9 @@
 //! a pool of its own, until its requests end.
 
 use std::any::Any;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::mem::ManuallyDrop;
+use std::mem::{self, ManuallyDrop};
 use std::os::fd::AsFd;
 use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
 use std::time::{Duration, Instant};
@@ -15,10 +15,12 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use super::protocol::{self, DocumentHeader, Frame, FrameKind, FrameReader, FrameWriter, ReadStatus, Response};
+use super::protocol::{
+    self, DocumentHeader, Frame, FrameKind, FrameReader, FrameWriter, ReadStatus, Response, RunLimits, Task,
+};
 use super::sandbox::{self, SandboxLevel};
 use crate::os;
-use crate::render::redaction::Redaction;
+use crate::render::parts::Division;
 use crate::render::timings::Recording;
 use crate::render::{self, Document, RenderError, RenderedPdf, Renderer, pool};
 
@@ -102,10 +104,10 @@ impl<'a> Run<'a> {
 
     /// Renders documents until there are no more. Returns the code to exit with.
     fn serve(&mut self) -> io::Result<i32> {
-        while let Some((header, content)) = next_document(&mut self.requests)? {
+        while let Some(Requested { header, limits, content }) = next_document(&mut self.requests)? {
             protocol::write(&self.responses, Frame::empty(FrameKind::Begun))?;
-            limit_memory(header.memory_limit_bytes)?;
-            let response = self.render(&header, content)?;
+            limit_memory(limits.memory_bytes)?;
+            let response = self.respond(&header, limits, content)?;
             let has_panicked = matches!(response, Response::Panicked { .. });
             protocol::write(&self.responses, response.into_frame())?;
             if has_panicked {
@@ -117,16 +119,19 @@ impl<'a> Run<'a> {
         Ok(EXIT_DONE)
     }
 
-    /// Renders a document and sends its PDF, and its timings if they are asked for.
-    fn render(&mut self, header: &DocumentHeader, content: Bytes) -> io::Result<Response> {
+    /// Does what is asked for and sends the PDF if there is one, and its timings if they are asked for.
+    fn respond(&mut self, header: &DocumentHeader, limits: RunLimits, content: Content) -> io::Result<Response> {
         let began = Instant::now();
-        let document = document(header, content)?;
-        let (data, files) = (document.data.clone(), document.files.clone());
+        let Content { document, parts } = content;
         let recording = header.timings_slower_than.map(|_| Recording::begin());
-        let rendered = panic::catch_unwind(AssertUnwindSafe(|| self.render_while_listening(document, header.threads)));
-        let pdf = match rendered {
-            Ok(rendered) => match rendered? {
-                Ok(pdf) => pdf,
+        // Kept for the message of a panic; no bytes are copied.
+        let kept = document.clone();
+        let work =
+            || self.perform_while_listening(limits.threads, |renderer| perform(renderer, header, document, parts));
+        let pdf = match panic::catch_unwind(AssertUnwindSafe(work)) {
+            Ok(performed) => match performed? {
+                Ok(Performed::Pdf(pdf)) => pdf,
+                Ok(Performed::Division(division)) => return Ok(Response::Divided(division)),
                 Err(RenderError::Data(violations)) => return Ok(Response::InvalidData { violations }),
                 Err(RenderError::Typst(diagnostics)) => return Ok(Response::TypstError { diagnostics }),
                 Err(RenderError::UnknownTemplate) => {
@@ -134,48 +139,72 @@ impl<'a> Run<'a> {
                 }
             },
             Err(panic) => {
-                let files = files.iter().map(|(name, content)| (name.as_str(), &content[..]));
-                let message = Redaction::new(&data, files).redact_panic(&panic_message(&*panic));
+                let message = self.renderer.redact_panic(&kept, &panic_message(&*panic));
                 return Ok(Response::Panicked { message });
             }
         };
         let render_time = began.elapsed();
-        let RenderedPdf { bytes, pages, e_invoice, warnings } = pdf;
+        let RenderedPdf { bytes, pages, e_invoice, warnings, reads_pages } = pdf;
         for chunk in protocol::chunks(FrameKind::Pdf, &Bytes::from(bytes)) {
             protocol::write(&self.responses, chunk)?;
         }
         if let (Some(recording), Some(slower_than)) = (recording, header.timings_slower_than)
             && render_time > slower_than
-            && has_time_for_timings(render_time, header.time_limit)
+            && has_time_for_timings(render_time, limits.time)
         {
             let writer = FrameWriter { pipe: &self.responses, kind: FrameKind::Timings };
             recording.export(self.renderer, &header.template, writer)?;
         }
         let pages = u32::try_from(pages).unwrap_or(u32::MAX);
-        Ok(Response::Rendered { pages, e_invoice, warnings, render_time })
+        Ok(Response::Rendered { pages, e_invoice, warnings, render_time, reads_pages })
     }
 
-    /// Renders a document, and meanwhile starts more threads for it as the function allows them.
-    fn render_while_listening(
+    /// Does work on a pool, and meanwhile starts more threads for it as the function allows them.
+    fn perform_while_listening<T: Send>(
         &mut self,
-        document: Document,
         threads: usize,
-    ) -> io::Result<Result<RenderedPdf, RenderError>> {
+        work: impl FnOnce(&Renderer) -> T + Send,
+    ) -> io::Result<T> {
         let Self { renderer, cores, requests, done, .. } = self;
+        let renderer = *renderer;
         let mut listened = Ok(());
-        let rendered = pool::on_own_pool(
+        let performed = pool::on_own_pool(
             threads,
             *cores,
-            || renderer.render(document),
+            || work(renderer),
             || {
                 done.write(1).expect("an eventfd takes a one");
             },
             |growing| listened = listen(requests, done, growing),
         );
         // The only error is that there was no memory for the first thread's stack.
-        let Ok(rendered) = rendered else { os::exit_out_of_memory(pool::STACK_BYTES) };
-        listened.map(|()| rendered)
+        let Ok(performed) = performed else { os::exit_out_of_memory(pool::STACK_BYTES) };
+        listened.map(|()| performed)
     }
+}
+
+/// What has come of a task.
+enum Performed {
+    Pdf(RenderedPdf),
+    Division(Division),
+}
+
+/// Does what is asked for with a document, on the pool that this is called on.
+fn perform(
+    renderer: &Renderer,
+    header: &DocumentHeader,
+    document: Document,
+    parts: Vec<Bytes>,
+) -> Result<Performed, RenderError> {
+    let pdf = match header.task {
+        Task::Render => match renderer.divide(&document)? {
+            Some(division) => return Ok(Performed::Division(division)),
+            None => renderer.render(document)?,
+        },
+        Task::RenderPart(_) => renderer.render(document)?,
+        Task::Join { pages, .. } => renderer.join(&document, parts, pages)?,
+    };
+    Ok(Performed::Pdf(pdf))
 }
 
 /// Whether a document's timings can surely be written before its time is over, since a document must not fail
@@ -184,23 +213,82 @@ fn has_time_for_timings(render_time: Duration, time_limit: Duration) -> bool {
     time_limit.saturating_sub(render_time) > render_time
 }
 
-/// Takes apart what has arrived for a document: its data, followed by its files.
-fn document(header: &DocumentHeader, arrived: Bytes) -> io::Result<Document> {
-    let mut rest = arrived;
-    let mut files = BTreeMap::new();
-    for (name, bytes) in header.files.iter().rev() {
-        let start =
-            rest.len().checked_sub(*bytes).ok_or_else(|| io::Error::other("a document's files are not whole"))?;
-        files.insert(name.clone(), rest.split_off(start));
+/// A request that has arrived whole.
+struct Requested {
+    header: DocumentHeader,
+    limits: RunLimits,
+    content: Content,
+}
+
+/// What has arrived with a header.
+struct Content {
+    /// The document; without data if its parts are to be joined.
+    document: Document,
+    /// The PDFs of its parts, if these are to be joined.
+    parts: Vec<Bytes>,
+}
+
+/// What has arrived so far with a header. Each part's PDF has memory of its own, which is let go of when it is joined.
+#[derive(Default)]
+struct Arriving {
+    /// The lengths of the parts' PDFs that are not whole yet.
+    lengths: VecDeque<usize>,
+    parts: Vec<Bytes>,
+    /// The beginning of the next part.
+    part: BytesMut,
+    /// What comes without parts or after them: the data, and the files.
+    rest: BytesMut,
+}
+
+impl Arriving {
+    fn of(task: &Task) -> Self {
+        let lengths = match task {
+            Task::Join { parts, .. } => parts.iter().copied().collect(),
+            Task::Render | Task::RenderPart(_) => VecDeque::new(),
+        };
+        Self { lengths, ..Self::default() }
     }
-    Ok(Document {
-        template: header.template.clone(),
-        data: rest,
-        files,
-        ident: header.ident.clone(),
-        timestamp_ms: header.timestamp_ms,
-        is_sample: false,
-    })
+
+    fn push(&mut self, mut bytes: &[u8]) {
+        while let Some(length) = self.lengths.front() {
+            let (of_part, others) = bytes.split_at(bytes.len().min(length - self.part.len()));
+            self.part.extend_from_slice(of_part);
+            bytes = others;
+            if self.part.len() < *length {
+                return;
+            }
+            self.parts.push(mem::take(&mut self.part).freeze());
+            self.lengths.pop_front();
+        }
+        self.rest.extend_from_slice(bytes);
+    }
+
+    /// Takes apart what has arrived: the data, followed by the files.
+    fn finish(self, header: &DocumentHeader) -> io::Result<Content> {
+        let mut rest = self.rest.freeze();
+        let mut files = BTreeMap::new();
+        let not_whole = || io::Error::other("a document's files or parts are not whole");
+        for (name, bytes) in header.files.iter().rev() {
+            let start = rest.len().checked_sub(*bytes).ok_or_else(not_whole)?;
+            files.insert(name.clone(), rest.split_off(start));
+        }
+        if !self.lengths.is_empty() {
+            return Err(not_whole());
+        }
+        let document = Document {
+            template: header.template.clone(),
+            data: rest,
+            files,
+            ident: header.ident.clone(),
+            timestamp_ms: header.timestamp_ms,
+            is_sample: false,
+            part: match header.task {
+                Task::RenderPart(part) => Some(part),
+                Task::Render | Task::Join { .. } => None,
+            },
+        };
+        Ok(Content { document, parts: self.parts })
+    }
 }
 
 /// Sets `RLIMIT_DATA` of this process, which cannot raise it again. Memory that it kept from the last document
@@ -215,17 +303,24 @@ fn limit_memory(bytes: Option<u64>) -> io::Result<()> {
 }
 
 /// Waits until a document's request is complete.
-fn next_document(requests: &mut FrameReader<io::Stdin>) -> io::Result<Option<(DocumentHeader, Bytes)>> {
-    let mut header: Option<DocumentHeader> = None;
-    let mut data = BytesMut::new();
+fn next_document(requests: &mut FrameReader<io::Stdin>) -> io::Result<Option<Requested>> {
+    let mut header: Option<(DocumentHeader, RunLimits)> = None;
+    let mut arriving = Arriving::default();
     while let Some(frame) = requests.wait()? {
         match (frame.kind, header.take()) {
-            (FrameKind::Document, None) => header = Some(frame.parse()?),
+            (FrameKind::Document, None) => {
+                let (document, limits): (DocumentHeader, RunLimits) = frame.parse()?;
+                arriving = Arriving::of(&document.task);
+                header = Some((document, limits));
+            }
             (FrameKind::Data, Some(begun)) => {
-                data.extend_from_slice(&frame.payload);
+                arriving.push(&frame.payload);
                 header = Some(begun);
             }
-            (FrameKind::Render, Some(whole)) => return Ok(Some((whole, data.freeze()))),
+            (FrameKind::Render, Some((header, limits))) => {
+                let content = arriving.finish(&header)?;
+                return Ok(Some(Requested { header, limits, content }));
+            }
             // It has come too late for the document that it was meant for.
             (FrameKind::Threads | FrameKind::EvictCache, none) => header = none,
             (kind, _) => return Err(io::Error::other(format!("a {kind:?} frame where it makes no sense"))),

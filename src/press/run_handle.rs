@@ -254,7 +254,7 @@ impl RunHandle {
         let was_fresh = self.is_fresh();
         self.progress = RunProgress::Rendering { is_first: was_fresh };
         let mut reception = Reception::new(request.max_response_bytes);
-        let mut memory = self.watch_memory(request.header.memory_limit_bytes);
+        let mut memory = self.watch_memory(request.limits.memory_bytes);
         let stop = tokio::select! {
             stop = exchange(
                 &mut self.requests, &mut self.responses, request, threads, memory.as_mut(), &mut reception,

@@ -74,6 +74,12 @@ impl Worker {
         rendered
     }
 
+    /// Ends the run in the middle of a document that nobody waits for any more, and waits until it has been reaped.
+    /// To be called when the future of [`Worker::render`] has been dropped.
+    pub async fn cancel(&mut self) {
+        self.replace_run(None).await;
+    }
+
     /// Ends the run if it has seen a message, and waits until it has been reaped. Another is forked at the
     /// same time, ahead of the next invocation.
     pub async fn end_invocation(&mut self) {

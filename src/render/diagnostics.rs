@@ -50,6 +50,14 @@ impl Diagnostic {
         let file = file.map(str::to_owned);
         Self { is_error: true, message, file, line: None, column: None, hints: Vec::new(), text }
     }
+
+    /// A diagnostic of what is done to a PDF, which has no place in a file.
+    pub(super) fn plain(diagnostic: &SourceDiagnostic) -> Self {
+        let is_error = diagnostic.severity == Severity::Error;
+        let message = shortened(&diagnostic.message, MAX_MESSAGE_BYTES);
+        let text = format!("{}: {message}", if is_error { "error" } else { "warning" });
+        Self { is_error, message, file: None, line: None, column: None, hints: Vec::new(), text }
+    }
 }
 
 impl fmt::Display for Diagnostic {

@@ -1,6 +1,7 @@
 //! What is done to a document before and after Typst: the XML of an e-invoice is read before, and the PDF is
 //! finished after.
 
+use bytes::Bytes;
 use typst::diag::SourceDiagnostic;
 use typst::ecow::{EcoVec, eco_format, eco_vec};
 use typst::syntax::Span;
@@ -40,6 +41,19 @@ pub(super) fn with_hint(mut error: SourceDiagnostic) -> SourceDiagnostic {
         error.hint(TOO_MANY_OBJECTS_HINT);
     }
     error
+}
+
+/// Joins the PDFs of a document's parts, and finishes the whole.
+pub(super) fn join(
+    parts: impl IntoIterator<Item = Bytes>,
+    invoice: Option<&EInvoice>,
+    compact: bool,
+) -> Result<Vec<u8>, SourceDiagnostic> {
+    let joined = typst_timing::timed!("join pdf", pdf::join(parts, invoice, compact));
+    joined.map_err(|error| {
+        let message = eco_format!("the PDFs of the document's parts cannot be joined: {error}");
+        SourceDiagnostic::error(Span::detached(), message)
+    })
 }
 
 /// Finishes Typst's PDF, perhaps with a warning.

@@ -20,6 +20,7 @@ use typst_layout::PagedDocument;
 use unicode_script::{Script, UnicodeScript};
 
 use super::manifest::Manifest;
+use super::parts::Offset;
 
 /// The most places that are reported.
 const MAX_PLACES: usize = 5;
@@ -62,6 +63,7 @@ impl NamedFonts {
 pub(super) fn diagnose(
     document: &PagedDocument,
     data: &[u8],
+    offset: &Offset,
     named: &NamedFonts,
     manifest: &Manifest,
     is_told: &dyn Fn(char) -> bool,
@@ -75,8 +77,15 @@ pub(super) fn diagnose(
         return Vec::new();
     }
     // Data that are not JSON have no places.
-    let data = serde_json::from_slice(data).unwrap_or_default();
+    let data = MessageData { data: serde_json::from_slice(data).unwrap_or_default(), offset };
     found.places.iter().map(|place| place.describe(&data, manifest, is_told)).collect()
+}
+
+/// A message's data, in which characters are looked for.
+struct MessageData<'a> {
+    data: Value,
+    /// Which elements of a divided array they have.
+    offset: &'a Offset,
 }
 
 struct Found<'a> {
@@ -211,9 +220,9 @@ fn vanishes(character: char) -> bool {
 }
 
 impl Place {
-    fn describe(&self, data: &Value, manifest: &Manifest, is_told: &dyn Fn(char) -> bool) -> SourceDiagnostic {
+    fn describe(&self, data: &MessageData, manifest: &Manifest, is_told: &dyn Fn(char) -> bool) -> SourceDiagnostic {
         // What comes from a message's file is not told.
-        let is_known = |character: char| is_told(character) || !places_in_data(data, &[character].into()).is_empty();
+        let is_known = |character: char| is_told(character) || !data.places_of(&[character].into()).is_empty();
         let (known, others): (BTreeSet<char>, BTreeSet<char>) =
             self.characters.iter().partition(|character| is_known(**character));
         let mut characters = in_words(&known, &others);
@@ -222,7 +231,7 @@ impl Place {
             characters = format!("{characters}, on page {}", self.page);
         }
         let diagnostic = self.problem(&characters, manifest);
-        match places_in_data(data, &self.characters).join(", ") {
+        match data.places_of(&self.characters).join(", ") {
             places if places.is_empty() => diagnostic,
             places => diagnostic.with_hint(eco_format!("the data have them at {places}")),
         }
@@ -301,37 +310,36 @@ fn is_emoji(character: char) -> bool {
     matches!(character, '\u{1f300}'..='\u{1faff}' | '\u{1f1e6}'..='\u{1f1ff}' | '\u{2600}'..='\u{27bf}')
 }
 
-/// Returns JSON pointers to the first strings of the data that have one of these characters.
-fn places_in_data(data: &Value, characters: &BTreeSet<char>) -> Vec<String> {
-    let mut places = Vec::new();
-    search_data(data, "", characters, &mut places);
-    places
-}
-
-fn search_data(value: &Value, pointer: &str, characters: &BTreeSet<char>, places: &mut Vec<String>) {
-    if places.len() == MAX_PLACES {
-        return;
+impl MessageData<'_> {
+    /// Returns JSON pointers to the first strings of the data that have one of these characters.
+    fn places_of(&self, characters: &BTreeSet<char>) -> Vec<String> {
+        let mut places = Vec::new();
+        self.search(&self.data, "", characters, &mut places);
+        places
     }
-    match value {
-        Value::String(text) if text.contains(|character| characters.contains(&character)) => {
-            places.push(pointer.to_owned());
+
+    fn search(&self, value: &Value, pointer: &str, characters: &BTreeSet<char>, places: &mut Vec<String>) {
+        if places.len() == MAX_PLACES {
+            return;
         }
-        Value::Array(items) => {
-            for (index, item) in items.iter().enumerate() {
-                search_data(item, &format!("{pointer}/{index}"), characters, places);
+        match value {
+            Value::String(text) if text.contains(|character| characters.contains(&character)) => {
+                places.push(pointer.to_owned());
             }
-        }
-        Value::Object(members) => {
-            for (name, member) in members {
-                search_data(
-                    member,
-                    &format!("{pointer}/{}", name.replace('~', "~0").replace('/', "~1")),
-                    characters,
-                    places,
-                );
+            Value::Array(items) => {
+                for (index, item) in items.iter().enumerate() {
+                    let index = self.offset.index_in_whole(pointer, index);
+                    self.search(item, &format!("{pointer}/{index}"), characters, places);
+                }
             }
+            Value::Object(members) => {
+                for (name, member) in members {
+                    let name = name.replace('~', "~0").replace('/', "~1");
+                    self.search(member, &format!("{pointer}/{name}"), characters, places);
+                }
+            }
+            _ => {}
         }
-        _ => {}
     }
 }
 

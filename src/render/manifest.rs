@@ -10,6 +10,7 @@ use typst::ecow::EcoString;
 use typst::syntax::package::{PackageManifest, PackageVersion};
 use typst_pdf::{PdfStandard, PdfStandards};
 
+use super::parts::Parts;
 use super::template_error::TemplateError;
 use crate::pdf::FileName;
 
@@ -58,6 +59,8 @@ pub(super) struct Manifest {
     pub allow_missing_fonts: bool,
     /// Whether characters that no font has are printed as boxes.
     pub allow_missing_glyphs: bool,
+    /// How long documents are divided, if they are to be.
+    pub parts: Option<Parts>,
 }
 
 /// The section `[tool.pressrun]`: Typst's manifest reserves `tool` for other tools.
@@ -74,6 +77,15 @@ struct PressrunSection {
     allow_missing_fonts: bool,
     #[serde(default)]
     allow_missing_glyphs: bool,
+    parts: Option<PartsSection>,
+}
+
+/// The value of `parts`. Numbers are read as they are written, so that the error for a wrong one can say what to write.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PartsSection {
+    of: String,
+    size: i64,
 }
 
 /// Reads the manifest of the template in `dir`. One that is not there says nothing but defaults.
@@ -96,6 +108,7 @@ fn parse(text: &str, name: &str) -> Result<Manifest, String> {
     check_compiler(&manifest)?;
     let section = pressrun_section(&mut manifest).map_err(|error| format!("[tool.pressrun]: {error}"))?;
     let tagged = section.tagged.unwrap_or(true);
+    let parts = section.parts.map(parts).transpose();
     let e_invoice = section.e_invoice.as_deref().map(|name| e_invoice(name, &section.standards)).transpose();
     Ok(Manifest {
         version: manifest.package.version,
@@ -109,6 +122,7 @@ fn parse(text: &str, name: &str) -> Result<Manifest, String> {
         e_invoice: e_invoice.map_err(|error| format!("[tool.pressrun] e-invoice: {error}"))?,
         allow_missing_fonts: section.allow_missing_fonts,
         allow_missing_glyphs: section.allow_missing_glyphs,
+        parts: parts.map_err(|error| format!("[tool.pressrun] parts: {error}"))?,
     })
 }
 
@@ -167,6 +181,21 @@ fn e_invoice(name: &str, standards: &[PdfStandard]) -> Result<FileName, String> 
     Err(format!("an e-invoice is a PDF/A-3, so standards has to have one of {expected}, as standards = [\"a-3b\"]"))
 }
 
+/// Checks how documents are divided.
+fn parts(PartsSection { of, size }: PartsSection) -> Result<Parts, String> {
+    let is_pointer = of.is_empty() || of.starts_with('/');
+    if !is_pointer || of.split('~').skip(1).any(|escaped| !escaped.starts_with(['0', '1'])) {
+        return Err(format!(
+            "of = {of:?} is no JSON pointer; expected is that of an array in the data, as \"/doc/lines\", with ~1 for a \
+             slash in a name and ~0 for a tilde"
+        ));
+    }
+    match usize::try_from(size) {
+        Ok(size @ 1..) => Ok(Parts { of, size }),
+        _ => Err(format!("size = {size}: expected is how many elements a part has at most, which is 1 or more")),
+    }
+}
+
 /// Returns a standard's name as the manifest spells it.
 fn name_of(standard: PdfStandard) -> String {
     serde_json::to_value(standard).ok().and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default()
@@ -185,14 +214,15 @@ mod tests {
     fn a_section_may_be_empty_or_say_all() {
         let manifest = with("").unwrap();
         assert!(manifest.tagged && !manifest.allow_missing_fonts && manifest.schema.is_none());
-        assert!(manifest.compact && manifest.e_invoice.is_none());
+        assert!(manifest.compact && manifest.e_invoice.is_none() && manifest.parts.is_none());
         let manifest = with(
             "schema = \"schema.json\"\nstandards = [\"a-2b\", \"ua-1\", \"1.7\"]\ntagged = true\n\
-             allow-missing-fonts = true",
+             allow-missing-fonts = true\nparts = { of = \"/doc/lines\", size = 2000 }",
         )
         .unwrap();
         assert_eq!(manifest.standard_names, ["a-2b", "ua-1", "1.7"]);
         assert!(manifest.allow_missing_fonts && !manifest.allow_missing_glyphs);
+        assert_eq!(manifest.parts, Some(Parts { of: "/doc/lines".to_owned(), size: 2000 }));
     }
 
     #[test]
@@ -230,8 +260,15 @@ mod tests {
         for (section, expected) in [
             (
                 "shema = \"a\"",
-                "unknown field `shema`, expected one of `schema`, `standards`, `tagged`, `compact`, `e-invoice`, `allow-missing-fonts`, `allow-missing-glyphs`",
+                "unknown field `shema`, expected one of `schema`, `standards`, `tagged`, `compact`, `e-invoice`, `allow-missing-fonts`, `allow-missing-glyphs`, `parts`",
             ),
+            ("parts = 2000", "invalid type: integer `2000`"),
+            ("parts = { of = \"/lines\" }", "missing field `size`"),
+            ("parts = { of = \"/lines\", sice = 3 }", "unknown field `sice`, expected `of` or `size`"),
+            ("parts = { of = \"lines\", size = 3 }", "parts: of = \"lines\" is no JSON pointer; expected is that of"),
+            ("parts = { of = \"/a~2\", size = 3 }", "parts: of = \"/a~2\" is no JSON pointer"),
+            ("parts = { of = \"/lines\", size = 0 }", "parts: size = 0: expected is how many elements"),
+            ("parts = { of = \"/lines\", size = -1 }", "parts: size = -1: expected is how many elements"),
             ("standards = [\"a-9z\"]", "unknown variant `a-9z`, expected one of `1.4`, "),
             ("standards = \"a-2b\"", "invalid type: string \"a-2b\", expected a sequence"),
             ("standards = [\"a-2b\", \"a-3b\"]", "standards: choose at most one PDF/A standard"),

@@ -33,12 +33,14 @@ mod font_coverage;
 mod font_lists;
 mod fonts;
 mod manifest;
+pub mod parts;
 pub mod pool;
 pub mod redaction;
 mod schema;
 mod spaces;
 mod template_error;
 mod templates;
+pub mod text;
 pub mod timings;
 mod world;
 
@@ -48,7 +50,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use typst::diag::{Severity, SourceDiagnostic, Warned, warning};
+use typst::diag::{Severity, SourceDiagnostic, Warned, error, warning};
 use typst::ecow::EcoVec;
 use typst::foundations::Smart;
 use typst::syntax::Span;
@@ -58,7 +60,10 @@ use typst_pdf::{PdfOptions, Timestamp};
 
 use diagnostics::Diagnostic;
 use files::Files;
+use parts::{Division, Part};
+use redaction::Redaction;
 use templates::{CommonFonts, Template};
+use text::Text;
 use world::DocumentWorld;
 
 use crate::pdf::{EInvoice, Level};
@@ -85,12 +90,15 @@ pub struct Renderer {
 }
 
 /// Identifies a template exactly: by the version that its author gave it, and by its content.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TemplateVersion {
     /// The version in its manifest.
     pub version: String,
     /// The digest of everything that its documents are made from beside their data.
     pub digest: String,
+    /// How many elements of its array a part has at most, if long documents are divided.
+    #[serde(default)]
+    pub part_size: Option<usize>,
 }
 
 /// The versions of all templates, by the template's name.
@@ -110,6 +118,9 @@ pub struct Document {
     pub timestamp_ms: Option<i64>,
     /// Whether this is the template's own sample, which may be quoted in diagnostics.
     pub is_sample: bool,
+    /// Which part of a divided document this is, if it is one. The data are its own then, and have been checked as
+    /// those of the whole.
+    pub part: Option<Part>,
 }
 
 /// A rendered document.
@@ -120,6 +131,8 @@ pub struct RenderedPdf {
     /// The level of the e-invoice, if it is one.
     pub e_invoice: Option<Level>,
     pub warnings: Vec<Diagnostic>,
+    /// Whether the template has read where a part's pages stand in the whole document.
+    pub reads_pages: bool,
 }
 
 /// Why a document was not rendered.
@@ -129,7 +142,8 @@ pub enum RenderError {
     UnknownTemplate,
     /// The data violate the template's schema, or the XML of an e-invoice cannot be used.
     Data(Vec<Diagnostic>),
-    /// At least one error of Typst's, and its warnings; or the reason why the PDF is not an e-invoice.
+    /// At least one error of Typst's, and its warnings; or the reason why the PDF is not an e-invoice, or why its parts
+    /// cannot be joined.
     Typst(Vec<Diagnostic>),
 }
 
@@ -200,6 +214,7 @@ impl Renderer {
         let version = |template: &Template| TemplateVersion {
             version: template.manifest.version.to_string(),
             digest: template.digest.clone(),
+            part_size: template.manifest.parts.as_ref().map(|parts| parts.size),
         };
         self.templates.iter().map(move |(name, template)| (name.as_str(), version(template)))
     }
@@ -220,10 +235,60 @@ impl Renderer {
             ident: "sample".to_owned(),
             timestamp_ms: Some(SAMPLE_TIMESTAMP_MS),
             is_sample: true,
+            part: None,
         })
     }
 
-    /// Validates a document's data, compiles and exports it, and finishes its PDF.
+    /// Returns a template's sample in three parts or a few more, if its documents are divided; none if its array has
+    /// too few elements for that.
+    #[must_use]
+    pub fn sample_in_parts(&self, template: &str) -> Option<Vec<Document>> {
+        let sample = self.sample(template)?;
+        let parts = self.templates.get(template)?.manifest.parts.as_ref()?;
+        let size = parts.count(&sample.data) / 3;
+        let division = (size > 0).then(|| parts.with_size(size).divide(&sample.data).ok().flatten()).flatten();
+        let documents = division.iter().flat_map(|division| {
+            division.parts().map(|part| Document {
+                data: division.data_of(part, &sample.data).concat().into(),
+                part: Some(part),
+                ..sample.clone()
+            })
+        });
+        Some(documents.collect())
+    }
+
+    /// Compiles a document as [`Renderer::render`] does, and returns its text alone.
+    ///
+    /// # Errors
+    /// As [`Renderer::render`] when the document cannot be compiled.
+    pub fn text(&self, document: Document) -> Result<Text, RenderError> {
+        let template = self.templates.get(&document.template).ok_or(RenderError::UnknownTemplate)?;
+        let world = DocumentWorld::new(self, template, document);
+        let (compiled, mut found) = compile(&world, template);
+        compiled.map(|paged| text::extract(&paged)).map_err(|errors| {
+            found.extend(errors);
+            RenderError::Typst(diagnostics::describe(&world, found))
+        })
+    }
+
+    /// Says how a document is divided, if its template has parts and its data are too long for one. Its data are
+    /// checked as a whole then.
+    ///
+    /// # Errors
+    /// As [`Renderer::render`] for what can be known before anything is compiled; and when there would be too many
+    /// parts.
+    pub fn divide(&self, document: &Document) -> Result<Option<Division>, RenderError> {
+        let template = self.templates.get(&document.template).ok_or(RenderError::UnknownTemplate)?;
+        let Some(parts) = &template.manifest.parts else { return Ok(None) };
+        let too_many = |error| RenderError::Data(vec![Diagnostic::in_data(&parts.too_many(&error), None)]);
+        let Some(division) = parts.divide(&document.data).map_err(too_many)? else { return Ok(None) };
+        check_data(template, document)?;
+        finishing::read_invoice(template, document)?;
+        Ok(Some(division))
+    }
+
+    /// Validates a document's data, compiles and exports it, and finishes its PDF. A part of a divided document is
+    /// neither validated nor made an e-invoice: that is for the whole.
     ///
     /// Has to be called on a pool of [`pool`]: Typst puts work on the pool that the calling thread
     /// belongs to, and otherwise on rayon's global pool, whose threads never end.
@@ -238,35 +303,16 @@ impl Renderer {
     /// When Typst does, as it may on unforeseen input.
     pub fn render(&self, document: Document) -> Result<RenderedPdf, RenderError> {
         let template = self.templates.get(&document.template).ok_or(RenderError::UnknownTemplate)?;
-        if let Some(schema) = &template.schema {
-            let violations = schema.violations(&document.data);
-            if !violations.is_empty() {
-                let file = document.is_sample.then(|| template.sample_name());
-                let in_data = |violation: &String| Diagnostic::in_data(violation, file.as_deref());
-                return Err(RenderError::Data(violations.iter().map(in_data).collect()));
-            }
-        }
-        let invoice = finishing::read_invoice(template, &document)?;
+        let invoice = if document.part.is_none() {
+            check_data(template, &document)?;
+            finishing::read_invoice(template, &document)?
+        } else {
+            None
+        };
         let options = pdf_options(template, &document);
-        let data = document.data.clone();
         let is_sample = document.is_sample;
         let world = DocumentWorld::new(self, template, document);
-        let Warned { output, warnings } = typst::compile::<PagedDocument>(&world);
-        let mut warnings = font_lists::without_alternatives(&world, warnings, is_sample);
-        diagnostics::redact(&world, &mut warnings);
-        let output = output.map_err(|errors| redacted(&world, errors));
-        let mut found: Vec<SourceDiagnostic> =
-            warnings.into_iter().map(|warning| promote_warning(warning, template)).collect();
-        if is_sample && output.is_ok() && !world.has_read_data() {
-            found.push(unread_data());
-        }
-        let compiled = output.and_then(|paged| {
-            let is_told = |character| is_sample || template.sources().any(|source| source.contains(character));
-            let (named, manifest) = (&template.named_fonts, &template.manifest);
-            found.extend(font_coverage::diagnose(&paged, &data, named, manifest, &is_told));
-            // The export would only find the same again.
-            if found.iter().any(is_error) { Err(EcoVec::new()) } else { Ok(paged) }
-        });
+        let (compiled, mut found) = compile(&world, template);
         let exported = compiled.and_then(|paged| {
             let pdf = typst_pdf::pdf(&paged, &options).map_err(|errors| redacted(&world, errors))?;
             Ok((pdf, paged.pages().len()))
@@ -278,15 +324,47 @@ impl Renderer {
             Ok((bytes, pages))
         });
         match finished {
-            Ok((bytes, pages)) => {
-                let e_invoice = invoice.as_ref().map(EInvoice::level);
-                Ok(RenderedPdf { bytes, pages, e_invoice, warnings: diagnostics::describe(&world, found) })
-            }
+            Ok((bytes, pages)) => Ok(RenderedPdf {
+                bytes,
+                pages,
+                e_invoice: invoice.as_ref().map(EInvoice::level),
+                warnings: diagnostics::describe(&world, found),
+                reads_pages: world.has_read_pages(),
+            }),
             Err(errors) => {
                 found.extend(errors.into_iter().map(finishing::with_hint));
                 Err(RenderError::Typst(diagnostics::describe(&world, found)))
             }
         }
+    }
+
+    /// Joins the PDFs of a document's parts, which have so many pages together, and finishes the whole. Each part is
+    /// dropped before the next is taken. The document's data are not needed any more.
+    ///
+    /// # Errors
+    /// When there is no such template, the PDFs cannot be joined, or the whole cannot be made the e-invoice that it is
+    /// to be.
+    pub fn join(
+        &self,
+        document: &Document,
+        parts: impl IntoIterator<Item = Bytes>,
+        pages: usize,
+    ) -> Result<RenderedPdf, RenderError> {
+        let template = self.templates.get(&document.template).ok_or(RenderError::UnknownTemplate)?;
+        let invoice = finishing::read_invoice(template, document)?;
+        let joined = finishing::join(parts, invoice.as_ref(), template.manifest.compact);
+        let bytes = joined.map_err(|error| RenderError::Typst(vec![Diagnostic::plain(&error)]))?;
+        let e_invoice = invoice.as_ref().map(EInvoice::level);
+        Ok(RenderedPdf { bytes, pages, e_invoice, warnings: Vec::new(), reads_pages: false })
+    }
+
+    /// Removes a document's values from the message of a panic of Rust's.
+    #[must_use]
+    pub fn redact_panic(&self, document: &Document, message: &str) -> String {
+        let files = document.files.iter().map(|(name, content)| (name.as_str(), &content[..]));
+        let parts = self.templates.get(&document.template).and_then(|template| template.manifest.parts.as_ref());
+        let offset = parts.zip(document.part).map(|(parts, part)| parts.offset(part)).unwrap_or_default();
+        Redaction::new(&document.data, files).with_offset(offset).redact_panic(message)
     }
 
     /// The texts of all packages' Typst files.
@@ -299,6 +377,45 @@ impl Renderer {
     fn warns_of_compaction(&self) -> bool {
         !self.has_warned_of_compaction.swap(true, Ordering::Relaxed)
     }
+}
+
+/// Checks a document's data against the schema of its template, if that has one.
+fn check_data(template: &Template, document: &Document) -> Result<(), RenderError> {
+    let Some(schema) = &template.schema else { return Ok(()) };
+    let violations = schema.violations(&document.data);
+    if violations.is_empty() {
+        return Ok(());
+    }
+    let file = document.is_sample.then(|| template.sample_name());
+    let in_data = |violation: &String| Diagnostic::in_data(violation, file.as_deref());
+    Err(RenderError::Data(violations.iter().map(in_data).collect()))
+}
+
+/// Compiles a document, and returns it with what is to be said of it: all warnings, and errors of our own. If there is
+/// any such error, there is no document.
+fn compile(
+    world: &DocumentWorld,
+    template: &Template,
+) -> (Result<PagedDocument, EcoVec<SourceDiagnostic>>, Vec<SourceDiagnostic>) {
+    let is_sample = world.is_sample();
+    let Warned { output, warnings } = typst::compile::<PagedDocument>(world);
+    let mut warnings = font_lists::without_alternatives(world, warnings, is_sample);
+    diagnostics::redact(world, &mut warnings);
+    let output = output.map_err(|errors| redacted(world, errors));
+    let mut found: Vec<SourceDiagnostic> =
+        warnings.into_iter().map(|warning| promote_warning(warning, template)).collect();
+    if is_sample && output.is_ok() {
+        found.extend((!world.has_read_data()).then(unread_data));
+        found.extend(world.ignores_part().then(unread_part));
+    }
+    let compiled = output.and_then(|paged| {
+        let is_told = |character| is_sample || template.sources().any(|source| source.contains(character));
+        let (named, manifest) = (&template.named_fonts, &template.manifest);
+        found.extend(font_coverage::diagnose(&paged, world.data(), world.offset(), named, manifest, &is_told));
+        // The export would only find the same again.
+        if found.iter().any(is_error) { Err(EcoVec::new()) } else { Ok(paged) }
+    });
+    (compiled, found)
 }
 
 fn redacted(world: &DocumentWorld, mut errors: EcoVec<SourceDiagnostic>) -> EcoVec<SourceDiagnostic> {
@@ -321,6 +438,18 @@ fn unread_data() -> SourceDiagnostic {
     warning!(
         Span::detached(), "the template does not read the data: every message would get the same document";
         hint: "read them with json(sys.inputs.at(\"data\", default: \"/sample.json\"))"
+    )
+}
+
+/// The error that the parts of a document would not know that they are parts.
+fn unread_part() -> SourceDiagnostic {
+    error!(
+        Span::detached(),
+        "the template has parts, and does not read sys.inputs.part: it would take each part of a long document for the \
+         whole, and sum up only what that part has";
+        hint: "read it with json(sys.inputs.part), and print what stands at the beginning only where index is 0, and \
+               totals only where index + 1 is count";
+        hint: "or leave parts out of [tool.pressrun]: documents are rendered whole then"
     )
 }
 

@@ -11,6 +11,8 @@ use std::ops::Range;
 
 use serde_json::Value;
 
+use super::parts::Offset;
+
 /// The shortest text or number that is looked for within others. Shorter ones occur everywhere by chance.
 const MIN_CHARACTERS: usize = 4;
 /// As much of a text is looked at, and more of it is not kept.
@@ -43,6 +45,8 @@ const TYPST_PHRASES: &str = "value \nwas not equal to\nwas equal to\n";
 /// What a message brings, parsed once to be removed from any number of texts.
 pub struct Redaction {
     data: Value,
+    /// Which elements of a divided array they have.
+    offset: Offset,
     /// The message's texts in lower case: the names and values of its data, and its files.
     texts: Vec<String>,
     /// What the template says itself, in lower case: Typst says families of fonts so.
@@ -65,7 +69,13 @@ impl Redaction {
             // Only texts can be quoted outside of quotes.
             texts.extend(str::from_utf8(content).ok().map(str::to_lowercase));
         }
-        Self { data, texts, own, typst_words: OnceCell::new() }
+        Self { data, offset: Offset::default(), texts, own, typst_words: OnceCell::new() }
+    }
+
+    /// With the places of a part's data told as those of the whole.
+    #[must_use]
+    pub(super) fn with_offset(self, offset: Offset) -> Self {
+        Self { offset, ..self }
     }
 
     /// With the sources of a template, whose own words are kept.
@@ -175,7 +185,7 @@ impl Redaction {
         marks: &mut BTreeSet<Mark>,
         is_value: impl Fn(Range<usize>) -> bool,
     ) {
-        let mut values = Values { text: &text[part.clone()], found: Vec::new() };
+        let mut values = Values { text: &text[part.clone()], offset: &self.offset, found: Vec::new() };
         values.search(&self.data, "");
         // A long value may contain a short one.
         values.found.sort_by_key(|(value, _)| std::cmp::Reverse(value.len()));
@@ -353,6 +363,7 @@ fn gather(value: &Value, text: &mut String) {
 
 struct Values<'a> {
     text: &'a str,
+    offset: &'a Offset,
     /// The values that occur in the text, with their pointers.
     found: Vec<(String, String)>,
 }
@@ -368,6 +379,7 @@ impl Values<'_> {
             }
             Value::Array(items) => {
                 for (index, value) in items.iter().enumerate() {
+                    let index = self.offset.index_in_whole(pointer, index);
                     self.search(value, &format!("{pointer}/{index}"));
                 }
             }

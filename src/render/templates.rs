@@ -28,6 +28,9 @@ use crate::json;
 /// The file that a document's data are served as. `sys.inputs.data` is its name: an absolute one, since the
 /// template may read it from any of its folders, and hidden, since no hidden file is a template's.
 const DATA_FILE: &str = "/.pressrun/data.json";
+/// The files that say which part of a document is rendered, and where its pages stand, for templates with `parts`.
+const PART_FILE: &str = "/.pressrun/part.json";
+const PAGES_FILE: &str = "/.pressrun/pages.json";
 const SAMPLE_FILE: &str = "sample.json";
 /// The folders beside the templates that are not templates.
 const NOT_TEMPLATES: [&str; 2] = ["fonts", "packages"];
@@ -48,6 +51,8 @@ pub(super) struct Template {
     pub library_with_spaces: LazyHash<Library>,
     pub main: FileId,
     pub data: FileId,
+    pub part: FileId,
+    pub pages: FileId,
     pub files: FileStore<Files>,
     /// The fonts of all templates and those in the template's own folder.
     pub fonts: Arc<FontStore>,
@@ -135,15 +140,18 @@ pub(super) fn load(name: &str, dir: &Path, fonts: &CommonFonts, common: u128) ->
     let fonts = fonts.with(&fonts::of_template(dir, &files)?);
     let unread_fonts = files.iter().map(|(path, _)| dir.join(path)).filter_map(|path| fonts::why_not_read(&path));
     let unread_fonts = unread_fonts.collect();
+    let own_file = |path| file_id(path).expect("a plain name is a path");
     Ok(Template {
         name: name.to_owned(),
-        manifest,
         digest: digest::of_template(&files, common),
         schema,
-        library: LazyHash::new(library()),
-        library_with_spaces: LazyHash::new(spaces::with_spaces(library())),
+        library: LazyHash::new(library(&manifest)),
+        library_with_spaces: LazyHash::new(spaces::with_spaces(library(&manifest))),
+        manifest,
         main,
-        data: file_id(DATA_FILE).expect("a plain name is a path"),
+        data: own_file(DATA_FILE),
+        part: own_file(PART_FILE),
+        pages: own_file(PAGES_FILE),
         named_fonts: NamedFonts::find(fonts.book(), texts(&files)),
         fonts,
         sample,
@@ -213,11 +221,15 @@ fn sample_files(files: &Files) -> BTreeMap<String, bytes::Bytes> {
     named.map(|(name, content)| (name.to_owned(), bytes::Bytes::from_owner(content.clone()))).collect()
 }
 
-/// Returns a library that is the same for every document of every template, since it is part of the key of what
-/// Typst memoizes.
-fn library() -> Library {
+/// Returns a library that is the same for every document of a template, since it is part of the key of what Typst
+/// memoizes.
+fn library(manifest: &Manifest) -> Library {
     let mut inputs = Dict::new();
     inputs.insert("data".into(), DATA_FILE.into_value());
+    if manifest.parts.is_some() {
+        inputs.insert("part".into(), PART_FILE.into_value());
+        inputs.insert("pages".into(), PAGES_FILE.into_value());
+    }
     Library::builder().with_inputs(inputs).build()
 }
 

@@ -19,6 +19,7 @@ use typst_kit::diagnostics::DiagnosticWorld;
 use typst_kit::files::FileStore;
 
 use super::files::{self, Files};
+use super::parts::{Offset, Part};
 use super::redaction::Redaction;
 use super::spaces;
 use super::templates::Template;
@@ -30,6 +31,9 @@ pub(super) struct DocumentWorld<'a> {
     template: &'a Template,
     /// The data as Typst's bytes, which keep the hash that Typst asks for each time.
     data: Bytes,
+    /// What `sys.inputs.part` and `sys.inputs.pages` name, if the template has parts.
+    part: Option<PartFiles>,
+    offset: Offset,
     files: BTreeMap<String, Bytes>,
     timestamp_ms: Option<i64>,
     is_sample: bool,
@@ -38,13 +42,40 @@ pub(super) struct DocumentWorld<'a> {
     has_read_data: AtomicBool,
 }
 
+/// What a document says of its part, and what of that has been read so far.
+struct PartFiles {
+    part: Bytes,
+    pages: Bytes,
+    has_read_part: AtomicBool,
+    has_read_pages: AtomicBool,
+}
+
+impl PartFiles {
+    fn new(part: Part) -> Self {
+        let (has_read_part, has_read_pages) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { part: Bytes::new(part.file()), pages: Bytes::new(part.pages_file()), has_read_part, has_read_pages }
+    }
+}
+
 impl<'a> DocumentWorld<'a> {
     pub fn new(common: &'a Renderer, template: &'a Template, document: Document) -> Self {
         let has_spaces = spaces::are_in(&document);
-        let Document { data, files, timestamp_ms, is_sample, .. } = document;
-        let files = files.into_iter().map(|(name, file)| (name, Bytes::new(file))).collect();
-        let has_read_data = AtomicBool::new(false);
-        Self { common, template, data: Bytes::new(data), files, timestamp_ms, is_sample, has_spaces, has_read_data }
+        let Document { data, files, timestamp_ms, is_sample, part, .. } = document;
+        let parts = template.manifest.parts.as_ref();
+        let offset = parts.zip(part).map(|(parts, part)| parts.offset(part)).unwrap_or_default();
+        let part = parts.map(|parts| PartFiles::new(part.unwrap_or_else(|| Part::whole(parts.count(&data)))));
+        Self {
+            common,
+            template,
+            data: Bytes::new(data),
+            part,
+            offset,
+            files: files.into_iter().map(|(name, file)| (name, Bytes::new(file))).collect(),
+            timestamp_ms,
+            is_sample,
+            has_spaces,
+            has_read_data: AtomicBool::new(false),
+        }
     }
 
     fn store(&self, id: FileId) -> &'a FileStore<Files> {
@@ -52,6 +83,16 @@ impl<'a> DocumentWorld<'a> {
             VirtualRoot::Project => &self.template.files,
             VirtualRoot::Package(_) => &self.common.packages,
         }
+    }
+
+    /// Whether this is the template's own sample.
+    pub fn is_sample(&self) -> bool {
+        self.is_sample
+    }
+
+    /// The data, as JSON.
+    pub fn data(&self) -> &[u8] {
+        &self.data
     }
 
     /// Whether this file holds the message's data.
@@ -62,6 +103,21 @@ impl<'a> DocumentWorld<'a> {
     /// Whether the data have been read so far.
     pub fn has_read_data(&self) -> bool {
         self.has_read_data.load(Ordering::Relaxed)
+    }
+
+    /// Whether the template has parts and has not read which of them this is.
+    pub fn ignores_part(&self) -> bool {
+        self.part.as_ref().is_some_and(|files| !files.has_read_part.load(Ordering::Relaxed))
+    }
+
+    /// Whether the template has read where the part's pages stand.
+    pub fn has_read_pages(&self) -> bool {
+        self.part.as_ref().is_some_and(|files| files.has_read_pages.load(Ordering::Relaxed))
+    }
+
+    /// Which elements of a divided array the data have.
+    pub fn offset(&self) -> &Offset {
+        &self.offset
     }
 
     /// Whether there is a font of this family, in lower case.
@@ -87,7 +143,7 @@ impl<'a> DocumentWorld<'a> {
         }
         let files = self.files.iter().map(|(name, content)| (name.as_str(), content.as_slice()));
         let sources = self.template.sources().chain(self.common.package_sources());
-        Some(Redaction::new(&self.data, files).knowing(sources))
+        Some(Redaction::new(&self.data, files).with_offset(self.offset.clone()).knowing(sources))
     }
 
     /// Returns a file of the message, if the id stands for one. These do not go through the template's file
@@ -95,6 +151,14 @@ impl<'a> DocumentWorld<'a> {
     fn file_of_message(&self, id: FileId) -> Option<FileResult<Bytes>> {
         if self.is_data(id) {
             return Some(Ok(self.data.clone()));
+        }
+        if let Some(files) = &self.part {
+            if id == self.template.part {
+                return Some(Ok(files.part.clone()));
+            }
+            if id == self.template.pages {
+                return Some(Ok(files.pages.clone()));
+            }
         }
         let path = id.vpath().get_without_slash();
         let name = files::file_of_message(path).filter(|_| matches!(id.root(), VirtualRoot::Project))?;
@@ -135,6 +199,10 @@ impl World for DocumentWorld<'_> {
     fn file(&self, id: FileId) -> FileResult<Bytes> {
         if self.is_data(id) {
             self.has_read_data.store(true, Ordering::Relaxed);
+        }
+        if let Some(files) = &self.part {
+            files.has_read_part.fetch_or(id == self.template.part, Ordering::Relaxed);
+            files.has_read_pages.fetch_or(id == self.template.pages, Ordering::Relaxed);
         }
         self.file_of_message(id).unwrap_or_else(|| self.store(id).file(id))
     }

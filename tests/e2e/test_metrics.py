@@ -88,6 +88,7 @@ def good_bad_and_killing(stage: Stage) -> list[str]:
         good = [message("invoice", invoice(number)) for number in range(3)]
         # It does not fit with its memo cache.
         good.append(message("table", {"rows": 800, "page-total": False}))
+        good.append(message("rows", {"title": "In parts", "rows": [{"text": str(row)} for row in range(50)]}))
         bodies = [*good, *FAILING, *overflow_and_greedy, message("letter", letter(1), key="taken.pdf")]
         emulator.invoke(event(*(record(f"m-{number}", body) for number, body in enumerate(bodies))))
         taken = message("letter", letter(2), key="taken.pdf", if_exists="fail")
@@ -221,6 +222,7 @@ def test_each_metric_is_of_the_function_and_documents_of_their_template_too(line
         "endless",
         "greedy",
         "table",
+        "rows",
         "overflow",
         "panic",
         "broken-at-line-3",

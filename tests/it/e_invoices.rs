@@ -73,6 +73,32 @@ fn the_object_and_the_announcement_say_which_level_it_is() {
 }
 
 #[test]
+fn a_long_e_invoice_is_one_when_its_parts_are_joined() {
+    run(async {
+        let body = format!("#let part = json(sys.inputs.part)\n#part.first\n#if part.index == 0 [\n{BODY}\n]");
+        let templates = Templates::with(&body)
+            .and_section(&format!("{SECTION}\nparts = {{ of = \"/rows\", size = 2 }}"))
+            .and("note/files/factur-x.xml", xml());
+        let mut stage = templates.stage().await;
+        stage.s3.put(INPUT, "invoices/1.xml", xml());
+        let message = |xml: &str| {
+            let data = json!({"text": "Dear customer", "rows": [1, 2, 3, 4, 5]});
+            let files = json!({"factur-x.xml": xml});
+            record_of("m-1", json!({"template": "note", "data": data, "files": files}).to_string())
+        };
+        let Outcome::Stored(stored) = outcome(&mut stage, message("invoices/1.xml")).await else { panic!("valid") };
+        assert_eq!((stored.parts, stored.pages), (Some(3), 3));
+        assert_eq!(stored.e_invoice.unwrap().as_str(), "EN 16931");
+        let pdf = stage.pdf("note", "m-1").unwrap();
+        assert!(String::from_utf8_lossy(&pdf).contains("<fx:ConformanceLevel>EN 16931</fx:ConformanceLevel>"));
+        // What can be known before is not found out after all parts have been rendered.
+        stage.s3.put(INPUT, "invoices/2.xml", "none");
+        let failure = failure(&mut stage, message("invoices/2.xml")).await;
+        assert_eq!(failure.code, ErrorCode::InvalidData, "{}", failure.message);
+    });
+}
+
+#[test]
 fn an_xrechnung_has_its_own_file() {
     run(async {
         let xml = with_guideline(XRECHNUNG);

@@ -24,6 +24,7 @@ use pressrun::function::deadline::Deadline;
 use pressrun::function::event;
 use pressrun::function::outcome::{ErrorCode, Failure, Outcome};
 use pressrun::press::protocol::{CHUNK_BYTES, Frame, FrameKind, Response, encode};
+use pressrun::render::parts::Division;
 use serde_json::{Value, json};
 
 fn endless(id: &str) -> Value {
@@ -99,12 +100,32 @@ fn numbers_that_cannot_be_are_no_panic() {
             until_run_works(press).await;
             say(liar, Frame::new(FrameKind::Pdf, &b"%PDF-lie"[..]));
             let (pages, render_time) = (u32::MAX, Duration::MAX);
-            say(liar, Response::Rendered { pages, e_invoice: None, warnings: Vec::new(), render_time }.into_frame());
+            say(
+                liar,
+                Response::Rendered { pages, e_invoice: None, warnings: Vec::new(), render_time, reads_pages: false }
+                    .into_frame(),
+            );
         });
         assert!(matches!(&outcomes[0], Outcome::Stored(stored) if stored.pages == u32::MAX as usize));
         // It is still at the first, and does not begin with the second, which another run gets.
         assert_eq!(permanent(&outcomes[1]).code, ErrorCode::TimeLimit);
         assert_eq!(emitted.take().0.len(), 2);
+    });
+}
+
+#[test]
+fn a_run_that_divides_what_is_not_to_be_divided_is_not_believed() {
+    run_alone(async {
+        let (mut stage, press) = stage(Some(Duration::from_secs(1))).await;
+        let liar = run_of(press);
+        let lie = Division { total: 2, size: 1, array: 0..2, slices: vec![0..1, 1..2] };
+        let (outcomes, ()) = tokio::join!(outcomes(&mut stage, vec![endless("a"), letter("b")]), async {
+            until_run_works(press).await;
+            say(liar, Response::Divided(lie).into_frame());
+        });
+        assert_eq!(permanent(&outcomes[0]).code, ErrorCode::TimeLimit, "in another run");
+        assert!(matches!(outcomes[1], Outcome::Stored(_)));
+        assert_eq!(log::take("the run divided what was not to be divided").len(), 1);
     });
 }
 
@@ -190,7 +211,11 @@ fn a_complete_response_that_death_follows_is_a_response() {
             // Nobody reads meanwhile, so the end is told with the response still in the pipe.
             say(liar, Frame::new(FrameKind::Pdf, &b"%PDF-1.7 small"[..]));
             let (warnings, render_time) = (Vec::new(), Duration::ZERO);
-            say(liar, Response::Rendered { pages: 1, e_invoice: None, warnings, render_time }.into_frame());
+            say(
+                liar,
+                Response::Rendered { pages: 1, e_invoice: None, warnings, render_time, reads_pages: false }
+                    .into_frame(),
+            );
             signal(liar, Signal::SIGKILL);
             until_blocking("the press has reaped it", || !is_alive(liar));
         });

@@ -27,6 +27,7 @@ mod malformed_input;
 mod message_bodies;
 mod metrics;
 mod no_message_is_lost;
+mod parts;
 mod pool;
 mod press_failures;
 mod retries;

@@ -61,7 +61,8 @@ fn json_like() -> impl Strategy<Value = Value> {
 }
 
 fn parse(message: &str) {
-    let version = pressrun::render::TemplateVersion { version: "1.0.0".to_owned(), digest: "0".repeat(32) };
+    let version =
+        pressrun::render::TemplateVersion { version: "1.0.0".to_owned(), digest: "0".repeat(32), part_size: None };
     let templates = BTreeMap::from([("letter".to_owned(), version)]);
     let context = ParseContext { templates: &templates, output_prefix: "pdf/" };
     if let Ok(Body::Message(message)) = Body::parse(message)

@@ -69,6 +69,7 @@ fn log_lines() {
                 letter_to("f-throttled", "throttled.pdf"),
                 in_group("group", letter_to("g-first-of-group", "throttled-too.pdf")),
                 in_group("group", letter("h-second-of-group")),
+                in_parts("i-in-parts"),
             ])
             .await;
         expect_file!["snapshots/log_lines.txt"].assert_eq(&log.lines());
@@ -79,13 +80,19 @@ fn log_lines() {
 fn metric_lines() {
     run_alone(async {
         let (mut stage, emitted) = Stage::with_metrics(Stage::config_with_memory(1, 200).await).await;
-        stage.handle(vec![letter("stored"), record_of("malformed", "{")]).await;
+        stage.handle(vec![letter("stored"), record_of("malformed", "{"), in_parts("in-parts")]).await;
         let (mut documents, invocation) = emitted.take();
         documents.sort_by_key(|document| document["messageId"].to_string());
         documents.push(invocation);
         let lines: Vec<String> = documents.iter_mut().map(|line| without_values(line).to_string()).collect();
         expect_file!["snapshots/metric_lines.txt"].assert_eq(&lines.join("\n"));
     });
+}
+
+/// A document that is rendered in two parts.
+fn in_parts(id: &str) -> Value {
+    let rows: Vec<Value> = (0..21).map(|row| json!({"text": row.to_string()})).collect();
+    record(id, "rows", json!({"title": "Rows", "rows": rows}))
 }
 
 /// An EMF line without the metrics' values, which differ from time to time.

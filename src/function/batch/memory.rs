@@ -22,7 +22,6 @@ pub(super) struct BatchMemory {
     has_inputs: Cell<bool>,
     /// A permit for each PDF.
     pdfs: Arc<Semaphore>,
-    max_pdfs: usize,
     pdfs_held: Rc<Cell<usize>>,
 }
 
@@ -37,15 +36,13 @@ impl BatchMemory {
     /// Allows `input_bytes` for the inputs of all documents, or any number if that is `None`; but always
     /// enough for one document, whose inputs have `max_document_bytes` at most.
     pub fn new(workers: usize, input_bytes: Option<usize>, max_document_bytes: usize) -> Self {
-        let max_pdfs = workers + MAX_UPLOADS;
         let input_bytes = input_bytes.unwrap_or(usize::MAX).max(max_document_bytes);
         Self {
             inputs: Arc::new(Semaphore::new(kib(input_bytes) as usize)),
             input_bytes,
             inputs_held: Rc::default(),
             has_inputs: Cell::new(false),
-            pdfs: Arc::new(Semaphore::new(max_pdfs)),
-            max_pdfs,
+            pdfs: Arc::new(Semaphore::new(workers + MAX_UPLOADS)),
             pdfs_held: Rc::default(),
         }
     }
@@ -68,14 +65,6 @@ impl BatchMemory {
     pub async fn reserve_pdf(&self) -> MemoryReservation {
         reserve(&self.pdfs, 1, &self.pdfs_held).await
     }
-
-    /// Reserves memory for a document's PDF when there is no other PDF any more.
-    pub async fn reserve_only_pdf(&self) -> MemoryReservation {
-        let all = u32::try_from(self.max_pdfs).unwrap_or(u32::MAX);
-        let mut reservation = reserve(&self.pdfs, all, &self.pdfs_held).await;
-        drop(reservation.permit.split(self.max_pdfs - 1));
-        reservation
-    }
 }
 
 async fn reserve(semaphore: &Arc<Semaphore>, permits: u32, held_bytes: &Rc<Cell<usize>>) -> MemoryReservation {
@@ -88,6 +77,12 @@ impl MemoryReservation {
     pub fn resize(&mut self, bytes: usize) {
         self.held_bytes.update(|held| held - self.bytes + bytes);
         self.bytes = bytes;
+    }
+
+    /// Counts what is held as before, and lets another PDF take its place: the parts of a document are kept until all
+    /// are there, however many there are.
+    pub fn give_up_place(&mut self) {
+        drop(self.permit.split(self.permit.num_permits()));
     }
 
     /// Gives back what exceeds so many bytes.
@@ -105,4 +100,28 @@ impl Drop for MemoryReservation {
 
 fn kib(bytes: usize) -> u32 {
     u32::try_from(bytes.div_ceil(KIB)).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_counted_however_many_wait_to_be_joined() {
+        let memory = BatchMemory::new(1, None, 0);
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let parts: Vec<MemoryReservation> = runtime.block_on(async {
+            let mut parts = Vec::new();
+            for _ in 0..100 {
+                let mut part = memory.reserve_pdf().await;
+                part.resize(10);
+                part.give_up_place();
+                parts.push(part);
+            }
+            parts
+        });
+        assert_eq!(memory.bytes_unavailable_to_runs(false), 1000);
+        drop(parts);
+        assert_eq!(memory.bytes_unavailable_to_runs(false), 0);
+    }
 }

@@ -3,7 +3,7 @@
 //! may be what took too long the last time.
 //!
 //! [`record`] is a record's way from its message to its outcome, in the steps [`inputs`], [`render`]
-//! and [`outputs`]; [`groups`] says which records wait for which, and [`limits`], [`memory`] and
+//! and [`outputs`], and [`parts`] that of a long document; [`queue`] is where they wait for a worker. [`groups`] says which records wait for which, and [`limits`], [`memory`] and
 //! [`cores`] how much of what there is a document may have.
 //!
 //! A batch is one future without a task of its own: when it is dropped at the deadline, no part of it
@@ -16,6 +16,8 @@ mod inputs;
 pub mod limits;
 mod memory;
 pub mod outputs;
+mod parts;
+mod queue;
 mod record;
 mod render;
 
@@ -24,7 +26,7 @@ use std::cmp::Reverse;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use tokio::sync::{Mutex, Semaphore, mpsc};
+use tokio::sync::Semaphore;
 use tracing::Instrument;
 
 use super::report::RecordReport;
@@ -36,8 +38,9 @@ use cores::CoreBudget;
 use groups::{KeyLocks, MessageGroup};
 use limits::{Limits, MAX_READS, MAX_UPLOADS};
 use memory::BatchMemory;
+use queue::{Work, WorkQueue, work_queue};
 use record::RecordState;
-use render::QueuedDocument;
+use render::Sharing;
 
 /// What all records of a batch share.
 pub(super) struct BatchContext<'a> {
@@ -76,13 +79,6 @@ struct SetAside<'a> {
     record: &'a RecordReport<'a>,
     rest: MessageGroup<'a>,
 }
-
-/// Where documents are sent that wait for a worker. When the last clone is dropped and the queue is
-/// empty, the workers end their runs.
-type WorkQueue<'a> = mpsc::UnboundedSender<QueuedDocument<'a>>;
-
-/// Where workers take documents from.
-type Work<'a> = Mutex<mpsc::UnboundedReceiver<QueuedDocument<'a>>>;
 
 /// Processes every record of a batch. When this returns each report has its outcome, and every run
 /// that has seen a message has ended.
@@ -132,8 +128,7 @@ impl<'a> Batch<'a> {
 
     /// Processes groups side by side on all workers.
     async fn process_groups(&self, workers: &mut [Worker], groups: Vec<MessageGroup<'a>>) {
-        let (queue, work) = mpsc::unbounded_channel();
-        let work = Mutex::new(work);
+        let (queue, work) = work_queue();
         let shares: Vec<_> = groups.iter().map(|_| self.cores.share()).collect();
         let groups =
             groups.into_iter().zip(shares).map(|(group, share)| self.process_group(group, share, queue.clone()));
@@ -151,8 +146,9 @@ impl<'a> Batch<'a> {
             let is_last = group.is_empty();
             let share = if is_last { share.take() } else { None };
             let queue = if is_last { queue.take() } else { queue.clone() };
+            let queue = queue.expect("it is let go of with the last record");
             let span = record.span.clone();
-            match self.process_record(record, waiting, share, queue).instrument(span).await {
+            match self.process_record(record, waiting, share, queue, Sharing::Shared).instrument(span).await {
                 RecordState::Done => {}
                 RecordState::FailedTransiently => return group.stop_after(record),
                 RecordState::NeedsAllMemory => {
@@ -177,11 +173,11 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// Renders one document after another on a worker, and ends its run when there are no more.
+    /// Does one task after another on a worker, and ends its run when there are no more.
     async fn press_worker(&self, worker: &mut Worker, work: &Work<'a>) {
         loop {
             let reservation = self.memory.reserve_pdf().await;
-            let Some(queued) = work.lock().await.recv().await else { break };
+            let Some(queued) = work.next().await else { break };
             self.render_queued(worker, queued, reservation).await;
         }
         worker.end_invocation().await;

@@ -74,11 +74,11 @@ impl Batch<'_> {
             let (stored, timings) = self.store(document, pdf).await?;
             return Ok((Success::Stored(stored), timings));
         }
-        let PendingPdf { pages, e_invoice, warnings, render_time, pdf, .. } = pdf;
+        let PendingPdf { pages, e_invoice, warnings, render_time, parts, pdf, .. } = pdf;
         if pdf.len() > MAX_RETURNED_BYTES {
             return Err(Failure::pdf_too_large_to_return(pdf.len(), MAX_RETURNED_BYTES));
         }
-        Ok((Success::Returned(Returned { pages, e_invoice, pdf, warnings, render_time }), None))
+        Ok((Success::Returned(Returned { pages, e_invoice, pdf, warnings, render_time, parts }), None))
     }
 
     /// Stores a document's PDF. With it come the document's timings, if they are to be stored too.
@@ -89,8 +89,18 @@ impl Batch<'_> {
     ) -> Result<(Stored, Option<PendingTimings>), Failure> {
         let _permit = self.uploads.acquire().await.expect("the semaphore is never closed");
         let Document { record, request, mut key_lock, timings_slower_than, .. } = document;
-        let PendingPdf { pages, e_invoice, warnings, render_time, pdf, timings, cache_evictions, mut reservation } =
-            pdf;
+        let PendingPdf {
+            pages,
+            e_invoice,
+            warnings,
+            render_time,
+            parts,
+            pdf,
+            timings,
+            cache_evictions,
+            mut reservation,
+            ..
+        } = pdf;
         let began = Instant::now();
         let timeout = self.context.limits.attempt_timeout();
         let stored = self.context.storage.store(&request, pages, e_invoice, pdf, timeout).await;
@@ -100,7 +110,8 @@ impl Batch<'_> {
             **key_lock = request.sent_timestamp_ms;
         }
         reservation.resize(timings.len());
-        let stored = Stored { cache_evictions, ..Stored::new(request.key.clone(), object, warnings, render_time) };
+        let stored =
+            Stored { cache_evictions, parts, ..Stored::new(request.key.clone(), object, warnings, render_time) };
         let is_slow = timings_slower_than.is_some_and(|slower_than| render_time > slower_than);
         let timings = is_slow.then_some(PendingTimings {
             request,

@@ -1,18 +1,18 @@
 //! One record, from its message to its outcome: read its inputs, render its document, store the PDF,
 //! announce it or dead-letter the message, report.
 
-use std::time::Instant;
+use std::iter;
 
-use tokio::sync::oneshot;
-
+use super::Batch;
 use super::cores::{CoreShare, WaitingDocument};
 use super::inputs::{Document, Inputs};
 use super::outputs::{PendingTimings, Success};
-use super::render::{PendingPdf, QueuedDocument, RenderFailure, Sharing};
-use super::{Batch, WorkQueue};
+use super::queue::{WorkQueue, work_queue};
+use super::render::{DocumentTask, PendingPdf, RenderFailure, Rendered, Sharing};
 use crate::function::outcome::Outcome;
 use crate::function::report::RecordReport;
 use crate::press::Worker;
+use crate::press::protocol::Task;
 
 /// What has become of a record.
 pub(super) enum RecordState {
@@ -36,10 +36,21 @@ impl<'a> Batch<'a> {
         record: &'a RecordReport<'a>,
         waiting: Option<WaitingDocument>,
         share: Option<CoreShare<'_>>,
-        queue: Option<WorkQueue<'a>>,
+        queue: WorkQueue<'a>,
+        sharing: Sharing,
     ) -> RecordState {
-        let stored = Box::pin(self.render_and_store(record, waiting, share, queue)).await;
+        let stored = Box::pin(self.render_and_store(record, waiting, share, queue, sharing)).await;
         self.finish(record, stored).await
+    }
+
+    /// Processes a record again, when no other document is rendered and no PDF waits to be stored, in
+    /// a run of its own with all the memory.
+    pub(super) async fn process_exclusively(&self, worker: &mut Worker, record: &'a RecordReport<'a>) -> RecordState {
+        let (queue, work) = work_queue();
+        let share = Some(self.cores.share());
+        let processing = self.process_record(record, None, share, queue, Sharing::Exclusive);
+        let (state, ()) = tokio::join!(processing, self.press_worker(worker, &work));
+        state
     }
 
     async fn render_and_store(
@@ -47,40 +58,48 @@ impl<'a> Batch<'a> {
         record: &'a RecordReport<'a>,
         waiting: Option<WaitingDocument>,
         share: Option<CoreShare<'_>>,
-        queue: Option<WorkQueue<'a>>,
+        queue: WorkQueue<'a>,
+        sharing: Sharing,
     ) -> RecordResult {
-        let document = match self.read_inputs(record).await? {
-            Inputs::Document(document) => *document,
-            Inputs::StoredBefore(stored) => return Ok((Success::Stored(stored), None)),
-            Inputs::Superseded { key } => return Ok((Success::Superseded { key }, None)),
-        };
-        let (document, pdf) = render_on_a_worker(document, waiting, queue).await?;
-        drop(share);
-        Ok(self.store_or_return(document, pdf).await?)
-    }
-
-    /// Processes a record again, when no other document is rendered and no PDF waits to be stored, in
-    /// a run of its own with all the memory.
-    pub(super) async fn process_exclusively(&self, worker: &mut Worker, record: &'a RecordReport<'a>) -> RecordState {
-        let stored = Box::pin(self.render_exclusively_and_store(worker, record)).await;
-        self.finish(record, stored).await
-    }
-
-    async fn render_exclusively_and_store(&self, worker: &mut Worker, record: &'a RecordReport<'a>) -> RecordResult {
-        let reservation = self.memory.reserve_only_pdf().await;
-        let share = self.cores.share();
         let mut document = match self.read_inputs(record).await? {
             Inputs::Document(document) => *document,
             Inputs::StoredBefore(stored) => return Ok((Success::Stored(stored), None)),
             Inputs::Superseded { key } => return Ok((Success::Superseded { key }, None)),
         };
-        // It is not to fail for the memory that a recording takes.
-        document.timings_slower_than = None;
-        let rendered = self.render(worker, document, Sharing::Exclusive, reservation).await;
-        drop(share);
-        worker.end_invocation().await;
-        let (document, pdf) = rendered?;
+        if sharing == Sharing::Exclusive {
+            // It is not to fail for the memory that a recording takes.
+            document.timings_slower_than = None;
+        }
+        let pdf = self.render_document(&mut document, waiting, share, queue, sharing).await?;
         Ok(self.store_or_return(document, pdf).await?)
+    }
+
+    /// Renders a document on whichever worker is free next, or, if it is divided, in parts on all of them.
+    async fn render_document(
+        &self,
+        document: &mut Document<'a>,
+        waiting: Option<WaitingDocument>,
+        share: Option<CoreShare<'_>>,
+        queue: WorkQueue<'a>,
+        sharing: Sharing,
+    ) -> Result<PendingPdf, RenderFailure> {
+        let header = self.header(document, Task::Render);
+        let content = iter::once(&document.request.data).chain(&document.files).cloned().collect();
+        let task = DocumentTask { record: document.record, header, content, sharing };
+        let rendered = queue.send(task, waiting);
+        // Workers may end their runs when nothing more can come; of most documents nothing does.
+        let queue_for_parts = self.has_parts(&document.request.template).then_some(queue);
+        match (rendered.await.expect("a worker responds for every task")?, queue_for_parts) {
+            (Rendered::Divided(division), Some(queue)) => {
+                // Each part has a share of its own.
+                drop(share);
+                self.render_in_parts(document, &division, queue, sharing).await
+            }
+            (rendered, _) => {
+                document.drop_inputs();
+                Ok(rendered.into_pdf()?)
+            }
+        }
     }
 
     /// Announces the PDF or dead-letters the message, and reports the record's outcome.
@@ -99,17 +118,4 @@ impl<'a> Batch<'a> {
         }
         if has_failed { RecordState::FailedTransiently } else { RecordState::Done }
     }
-}
-
-/// Sends a document to whichever worker is free next, and waits for its PDF.
-async fn render_on_a_worker<'a>(
-    document: Document<'a>,
-    waiting: Option<WaitingDocument>,
-    queue: Option<WorkQueue<'a>>,
-) -> Result<(Document<'a>, PendingPdf), RenderFailure> {
-    let (response, rendered) = oneshot::channel();
-    let queued = QueuedDocument { document, waiting, queued_at: Instant::now(), response };
-    let is_sent = queue.is_some_and(|queue| queue.send(queued).is_ok());
-    debug_assert!(is_sent, "workers wait as long as documents can be sent to them");
-    rendered.await.expect("a worker responds for every document")
 }

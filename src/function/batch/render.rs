@@ -1,42 +1,53 @@
-//! Renders a document on a worker, again if its run was lost through no fault of the document.
+//! Has a worker do a task of a document, again if its run was lost through no fault of the document.
 
-use std::iter;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::oneshot;
 use tracing::Instrument;
 
 use super::Batch;
-use super::cores::WaitingDocument;
 use super::inputs::Document;
 use super::limits::{MemoryLimit, TimeLimit, Turn};
 use super::memory::MemoryReservation;
+use super::queue::QueuedTask;
 use crate::function::outcome::{ErrorCode, Failure};
 use crate::function::report::RecordReport;
 use crate::pdf::Level;
-use crate::press::protocol::{DocumentHeader, Response};
+use crate::press::protocol::{DocumentHeader, Response, RunLimits, Task};
 use crate::press::{Cause, Request, RunEnd, RunFailure, RunResponse, Worker};
 use crate::render::diagnostics::Diagnostic;
+use crate::render::parts::Division;
 
 /// The most attempts at a document whose run is lost through no fault of the document.
 const MAX_ATTEMPTS: usize = 3;
 
-/// A document that waits for a worker.
-pub(super) struct QueuedDocument<'a> {
-    pub document: Document<'a>,
-    pub waiting: Option<WaitingDocument>,
-    pub queued_at: Instant,
-    pub response: oneshot::Sender<Result<(Document<'a>, PendingPdf), RenderFailure>>,
+/// A task of a record's document.
+pub(super) struct DocumentTask<'a> {
+    pub record: &'a RecordReport<'a>,
+    pub header: DocumentHeader,
+    /// What it is done with: data or the PDFs of parts, followed by files.
+    pub content: Vec<Bytes>,
+    pub sharing: Sharing,
 }
 
-/// A PDF that waits to be stored.
+/// What has come of a task.
+pub(super) enum Rendered {
+    Pdf(PendingPdf),
+    /// The document is too long for one part, and has been checked.
+    Divided(Division),
+}
+
+/// A PDF that waits to be stored, or to be joined with others.
 pub(super) struct PendingPdf {
     pub pages: usize,
     /// The level of the e-invoice, if it is one.
     pub e_invoice: Option<Level>,
     pub warnings: Vec<Diagnostic>,
     pub render_time: Duration,
+    /// Whether the template has read where a part's pages stand in the whole document.
+    pub reads_pages: bool,
+    /// How many parts it was joined from, if it was.
+    pub parts: Option<usize>,
     pub pdf: Bytes,
     /// Typst's timings, gzipped; empty if there are none.
     pub timings: Bytes,
@@ -76,62 +87,94 @@ enum AttemptError {
     RunLost(Failure),
 }
 
+impl Rendered {
+    /// The PDF of a task that ends with one.
+    pub fn into_pdf(self) -> Result<PendingPdf, Failure> {
+        match self {
+            Self::Pdf(pdf) => Ok(pdf),
+            Self::Divided(_) => Err(Failure::new(ErrorCode::RunLost, "a run divided what is a part already")),
+        }
+    }
+}
+
 impl<'a> Batch<'a> {
-    /// Renders a document that a worker has taken from the queue, and responds to whoever waits for it.
+    /// Does a task that a worker has taken from the queue, and responds to whoever waits for it. If nobody does any
+    /// more, the worker's run is ended in the middle of it.
     pub(super) async fn render_queued(
         &self,
         worker: &mut Worker,
-        queued: QueuedDocument<'a>,
+        queued: QueuedTask<'a>,
         reservation: MemoryReservation,
     ) {
-        let QueuedDocument { document, waiting, queued_at, response } = queued;
+        let QueuedTask { task, waiting, queued_at, mut response } = queued;
         drop(waiting);
-        document.record.add_queue_wait(queued_at.elapsed());
-        let span = document.record.span.clone();
-        let rendered = self.render(worker, document, Sharing::Shared, reservation).instrument(span).await;
-        let is_awaited = response.send(rendered).is_ok();
-        debug_assert!(is_awaited, "the document's record waits for it");
+        if response.is_closed() {
+            return;
+        }
+        if matches!(task.header.task, Task::Render) {
+            task.record.add_queue_wait(queued_at.elapsed());
+        }
+        let span = task.record.span.clone();
+        let rendering = Box::pin(self.render(worker, task, reservation).instrument(span));
+        let rendered = tokio::select! {
+            rendered = rendering => Some(rendered),
+            () = response.closed() => None,
+        };
+        match rendered {
+            Some(rendered) => drop(response.send(rendered)),
+            None => worker.cancel().await,
+        }
     }
 
-    /// Renders a document, in up to [`MAX_ATTEMPTS`] attempts.
-    pub(super) async fn render(
+    /// Does a task, in up to [`MAX_ATTEMPTS`] attempts.
+    async fn render(
         &self,
         worker: &mut Worker,
-        mut document: Document<'a>,
-        sharing: Sharing,
+        task: DocumentTask<'a>,
         mut reservation: MemoryReservation,
-    ) -> Result<(Document<'a>, PendingPdf), RenderFailure> {
-        document.record.set_worker(worker.number());
-        let content: Vec<Bytes> = iter::once(&document.request.data).chain(&document.files).cloned().collect();
+    ) -> Result<Rendered, RenderFailure> {
+        let DocumentTask { record, header, content, sharing } = task;
+        record.set_worker(worker.number());
+        // The record's own share of the cores is for its document as a whole.
+        let _share = (header.task != Task::Render).then(|| self.cores.share());
         let mut threads = self.cores.threads();
         let mut lost = Failure::new(ErrorCode::RunLost, "no attempt has been made");
         for _ in 0..MAX_ATTEMPTS {
-            let (time, memory) = self.limits(sharing, document.record);
-            let began_at_ms = self.context.began_at_ms;
-            let header = header(&document, began_at_ms, *threads.borrow_and_update(), time, memory);
-            let request = Request { header, content: content.clone(), max_response_bytes: memory.response_bytes() };
+            let (time, memory) = self.limits(sharing, record);
+            let limits =
+                RunLimits { threads: *threads.borrow_and_update(), time: time.time, memory_bytes: memory.run_bytes() };
+            let request = Request {
+                header: header.clone(),
+                limits,
+                content: content.clone(),
+                max_response_bytes: memory.response_bytes(),
+            };
             let was_fresh = worker.is_fresh();
             let error = match worker.render(&request, &mut threads).await {
                 Ok(RunResponse {
-                    response: Response::Rendered { pages, e_invoice, warnings, render_time },
+                    response: Response::Rendered { pages, e_invoice, warnings, render_time, reads_pages },
                     pdf,
                     timings,
                     cache_evictions,
                 }) => {
                     reservation.resize(pdf.len() + timings.len());
-                    document.drop_inputs();
-                    let pages = pages as usize;
-                    let pdf = PendingPdf {
-                        pages,
+                    return Ok(Rendered::Pdf(PendingPdf {
+                        pages: pages as usize,
                         e_invoice,
                         warnings,
                         render_time,
+                        reads_pages,
+                        parts: None,
                         pdf,
                         timings,
                         cache_evictions,
                         reservation,
-                    };
-                    return Ok((document, pdf));
+                    }));
+                }
+                Ok(RunResponse { response: Response::Divided(division), .. })
+                    if self.may_be_divided(&header, &content, &division) =>
+                {
+                    return Ok(Rendered::Divided(division));
                 }
                 Ok(RunResponse { response, .. }) => not_rendered(response, was_fresh),
                 Err(failure) => run_failed(failure, time, memory),
@@ -144,6 +187,30 @@ impl<'a> Batch<'a> {
             tracing::warn!(reason = lost.message, "the document's run was lost through no fault of the document");
         }
         Err(lost.into())
+    }
+
+    /// Whether the documents of a template may be divided.
+    pub(super) fn has_parts(&self, template: &str) -> bool {
+        self.context.parse.templates.get(template).is_some_and(|version| version.part_size.is_some())
+    }
+
+    /// Whether a run that divides a document so says what can be.
+    fn may_be_divided(&self, header: &DocumentHeader, content: &[Bytes], division: &Division) -> bool {
+        let data_bytes = content.first().map_or(0, Bytes::len);
+        header.task == Task::Render && self.has_parts(&header.template) && division.is_of(data_bytes)
+    }
+
+    /// What a run has to know of a document.
+    pub(super) fn header(&self, document: &Document<'_>, task: Task) -> DocumentHeader {
+        let Document { record, request, files, timings_slower_than, .. } = document;
+        DocumentHeader {
+            template: request.template.clone(),
+            ident: record.record.message_id.clone(),
+            timestamp_ms: record.record.sent_timestamp_ms.or(self.context.began_at_ms),
+            files: request.files.keys().cloned().zip(files.iter().map(Bytes::len)).collect(),
+            task,
+            timings_slower_than: *timings_slower_than,
+        }
     }
 
     /// The time and the memory that a document may have now.
@@ -163,32 +230,16 @@ impl<'a> Batch<'a> {
     }
 }
 
-fn header(
-    document: &Document<'_>,
-    began_at_ms: Option<i64>,
-    threads: usize,
-    time: TimeLimit,
-    memory: MemoryLimit,
-) -> DocumentHeader {
-    let Document { record, request, files, timings_slower_than, .. } = document;
-    DocumentHeader {
-        template: request.template.clone(),
-        ident: record.record.message_id.clone(),
-        timestamp_ms: record.record.sent_timestamp_ms.or(began_at_ms),
-        files: request.files.keys().cloned().zip(files.iter().map(Bytes::len)).collect(),
-        threads,
-        time_limit: time.time,
-        memory_limit_bytes: memory.run_bytes(),
-        timings_slower_than: *timings_slower_than,
-    }
-}
-
 /// Judges a response without a PDF. A panic in a run that was not fresh proves nothing: Typst counts
 /// some things, such as paths of files, over all documents of a process, and panics when there are too
 /// many.
 fn not_rendered(response: Response, was_fresh: bool) -> AttemptError {
     match response {
         Response::Rendered { .. } => unreachable!("is a PDF"),
+        Response::Divided(_) => {
+            let message = "the run divided what was not to be divided, or not as it can be";
+            AttemptError::RunLost(Failure::new(ErrorCode::RunLost, message))
+        }
         Response::InvalidData { violations } => AttemptError::Final(Failure::invalid_data(violations)),
         Response::TypstError { diagnostics } => AttemptError::Final(Failure::typst(diagnostics)),
         Response::Panicked { message } if !was_fresh => {
