@@ -21,7 +21,7 @@ def test_twenty_thousand_rows_fit_into_a_gigabyte_and_a_half(start_function: Sta
     assert emulator.invoke(event(record("long", table))) == {"batchItemFailures": []}
     assert s3.head_object(Bucket=OUTPUT, Key="table/long.pdf")["ContentLength"] > 1_000_000
     lines = [json.loads(line) for line in emulator.log_lines() if line.startswith("{")]
-    (stored,) = [line for line in lines if line.get("messageId") == "long" and line["message"] == "stored"]
+    (stored,) = [line for line in lines if line.get("messageId") == "long" and line.get("message") == "stored"]
     assert stored["cacheEvictions"] > 0
     (peak,) = [line["RunPeakMemory"] for line in metric_lines(emulator.log_lines()) if "RunPeakMemory" in line]
     assert peak < MEGABYTES * 1024 * 1024
