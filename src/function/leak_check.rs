@@ -53,7 +53,7 @@ impl Snapshot {
         Self {
             function: function.max(&start.function),
             tasks,
-            press: press.map(|press| press.max(&supervisor.warm_press())),
+            press: press.map(|press| with_children_as_runs(&press).max(&supervisor.warm_press())),
         }
     }
 
@@ -107,15 +107,17 @@ impl Leaks {
     }
 }
 
+/// The same, with all children counted as runs: one that has just been forked has the press's name, until it sets
+/// its own.
+fn with_children_as_runs(press: &ProcessSnapshot) -> ProcessSnapshot {
+    let children = [("run".to_owned(), press.children.values().sum())].into();
+    ProcessSnapshot { children, ..press.clone() }
+}
+
 fn leaks_of_press(supervisor: &Supervisor, before: &ProcessSnapshot, after: &ProcessSnapshot) -> Vec<Leak> {
-    // A run that has just been forked has the press's name, until it sets its own.
-    let total = |snapshot: &ProcessSnapshot| {
-        let children = [("run".to_owned(), snapshot.children.values().sum())].into();
-        ProcessSnapshot { children, ..snapshot.clone() }
-    };
     let has_more_children = after.children.values().sum::<usize>() > before.children.values().sum();
-    let (before, after) = if has_more_children { (before, after) } else { (&total(before), &total(after)) };
-    let mut leaks = after.leaks_since(before, PRESS);
+    let children_by_name = if has_more_children { after } else { &with_children_as_runs(after) };
+    let mut leaks = children_by_name.leaks_since(before, PRESS);
     leaks.extend(memory_leak(supervisor, after));
     leaks
 }
