@@ -49,7 +49,10 @@ impl Stage {
     fn work(&mut self) {
         let endless = |id| record(id, "endless", json!({"endless": true}));
         answer_with(&mut self.connection, &json!({"Records": [endless("a"), endless("b")]}));
-        let at_work = || runs(self.function.id()).iter().all(|run| threads(*run).len() > 1);
+        let at_work = || {
+            let runs = runs(self.function.id());
+            runs.len() == 2 && runs.iter().all(|run| threads(*run).len() > 1)
+        };
         wait_until("both runs work", at_work);
         // Their warming also takes a second thread, but is over soon.
         std::thread::sleep(Duration::from_millis(200));
@@ -57,8 +60,7 @@ impl Stage {
     }
 
     fn kill_and_expect_nothing_left(mut self, with: Signal) {
-        let family = descendants(self.function.id());
-        assert_eq!(family.len(), 3, "a press and two runs");
+        let family = press_and_runs(self.function.id());
         signal(self.function.id(), with);
         self.function.wait().unwrap();
         wait_until("press and runs are gone", || !family.iter().any(|process| is_alive(*process)));
@@ -67,8 +69,7 @@ impl Stage {
     /// Ends the function as Lambda does. When it has exited there is nothing left to be ended or
     /// reaped, and it has said so in one line.
     fn terminate(mut self, doing: &str) {
-        let family = descendants(self.function.id());
-        assert_eq!(family.len(), 3, "a press and two runs");
+        let family = press_and_runs(self.function.id());
         signal(self.function.id(), Signal::SIGTERM);
         let status = self.function.wait().unwrap();
         let left: Vec<u32> = family.into_iter().filter(|process| is_alive(*process)).collect();
@@ -189,8 +190,12 @@ fn wait_until(what: &str, condition: impl Fn() -> bool) {
     }
 }
 
-fn descendants(function: u32) -> Vec<u32> {
-    [children(function), runs(function)].concat()
+/// The press and its two runs, as soon as these are all: one that is replaced may still be there, and the second is
+/// forked while the function asks for its first event.
+fn press_and_runs(function: u32) -> Vec<u32> {
+    let family = || [children(function), runs(function)].concat();
+    wait_until("there are a press and two runs", || family().len() == 3);
+    family()
 }
 
 fn runs(function: u32) -> Vec<u32> {
@@ -233,10 +238,9 @@ fn a_runtime_api_without_extensions_will_do() {
 #[test]
 fn the_runs_of_a_dead_press_end_with_it() {
     let Stage { mut function, connection: _connection, .. } = Stage::start(Extensions::Registered);
-    let runs = runs(function.id());
-    assert_eq!(runs.len(), 2);
-    let [press] = children(function.id())[..] else { panic!("the function has one press") };
-    signal(press, Signal::SIGKILL);
+    let family = press_and_runs(function.id());
+    let (press, runs) = family.split_first().unwrap();
+    signal(*press, Signal::SIGKILL);
     let is_dead = |run: &u32| !is_alive(*run) || crate::support::processes::is_zombie(*run);
     wait_until("the runs are dead", || runs.iter().all(is_dead));
     function.kill().unwrap();
