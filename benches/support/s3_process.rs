@@ -13,13 +13,13 @@ use crate::support::templates;
 /// The first argument of this program as the S3 server.
 const S3_ROLE: &str = "s3";
 
-/// Serves a bucket `output` until whoever started this closes its end, if this process was
+/// Serves the buckets `input` and `output` until whoever started this closes its end, if this process was
 /// started for that.
 pub fn play_s3_role() -> Option<ExitCode> {
     if std::env::args().nth(1).as_deref() != Some(S3_ROLE) {
         return None;
     }
-    let s3 = EmbeddedS3::start(&["output"]);
+    let s3 = EmbeddedS3::start(&["input", "output"]);
     println!("{}", s3.endpoint());
     io::copy(&mut io::stdin(), &mut io::sink()).unwrap();
     Some(ExitCode::SUCCESS)
@@ -41,13 +41,21 @@ impl S3Process {
 
     /// A function with the templates that pressrun comes with, over this server.
     pub async fn function(&self) -> Function {
+        self.function_with(|name| (name == "TEMPLATES_DIR").then(|| templates().display().to_string())).await
+    }
+
+    /// One with these environment variables, over this server.
+    pub async fn function_with(&self, variables: impl Fn(&str) -> Option<String>) -> Function {
         let variables = |name: &str| match name {
             "OUTPUT_BUCKET" => Some("output".to_owned()),
-            "TEMPLATES_DIR" => Some(templates().display().to_string()),
-            _ => None,
+            _ => variables(name),
         };
         let config = Config::from_variables(variables).unwrap();
-        Function::start(config, s3::client_for(&self.endpoint)).await.unwrap()
+        Function::start(config, self.client()).await.unwrap()
+    }
+
+    pub fn client(&self) -> aws_sdk_s3::Client {
+        s3::client_for(&self.endpoint)
     }
 }
 

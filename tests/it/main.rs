@@ -20,6 +20,7 @@ mod finished_pdfs;
 mod handler;
 mod hostile_data;
 mod imports;
+mod joined_pdfs;
 mod killed_runs;
 mod limits;
 mod lying_runs;

@@ -29,11 +29,12 @@ struct Seen<'a> {
     file: PdfFile<'a>,
 }
 
-impl Seen<'_> {
-    fn get(&self, dictionary: &Dictionary, key: &str) -> Vec<u8> {
-        dictionary.get(key).unwrap_or_else(|| panic!("no {key}")).to_vec()
-    }
+/// The value that a dictionary has to have.
+fn get(dictionary: &Dictionary, key: &str) -> Vec<u8> {
+    dictionary.get(key).unwrap_or_else(|| panic!("no {key}")).to_vec()
+}
 
+impl Seen<'_> {
     fn dictionary(&self, value: &[u8]) -> Dictionary<'_> {
         self.file.dictionary(value).unwrap_or_else(|| panic!("{}", value.escape_ascii()))
     }
@@ -60,7 +61,7 @@ impl Seen<'_> {
 
     fn pages(&self) -> Vec<Vec<u8>> {
         let catalog = self.file.catalog().unwrap();
-        let root = self.get(&catalog, "/Pages");
+        let root = get(&catalog, "/Pages");
         let mut pages = Vec::new();
         for node in array(self.dictionary(&root).get("/Kids").unwrap()).unwrap() {
             let dictionary = self.dictionary(node);
@@ -83,11 +84,11 @@ impl Seen<'_> {
     }
 
     fn structure_tree(&self) -> Dictionary<'_> {
-        self.dictionary(&self.get(&self.file.catalog().unwrap(), "/StructTreeRoot"))
+        self.dictionary(&get(&self.file.catalog().unwrap(), "/StructTreeRoot"))
     }
 
     fn parent_tree(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
-        self.tree(&self.get(&self.structure_tree(), "/ParentTree"), "/Nums")
+        self.tree(&get(&self.structure_tree(), "/ParentTree"), "/Nums")
     }
 
     /// Which pages the destination of an annotation is on: an index.
@@ -114,9 +115,9 @@ fn seen(pdf: &[u8]) -> Seen<'_> {
 fn all_pages_are_there_in_the_order_of_the_parts() {
     let pdf = joined(&[PART_1, PART_2, PART_1]);
     let seen = seen(&pdf);
-    let labels = seen.tree(&seen.get(&seen.file.catalog().unwrap(), "/PageLabels"), "/Nums");
+    let labels = seen.tree(&get(&seen.file.catalog().unwrap(), "/PageLabels"), "/Nums");
     let keys: Vec<usize> = labels.iter().map(|(key, _)| number(key).unwrap()).collect();
-    let numbers: Vec<_> = labels.iter().map(|(_, label)| seen.get(&seen.dictionary(label), "/St")).collect();
+    let numbers: Vec<_> = labels.iter().map(|(_, label)| get(&seen.dictionary(label), "/St")).collect();
     assert_eq!(seen.pages().len(), 6);
     assert_eq!(keys, [0, 1, 2, 3, 4, 5]);
     assert_eq!(numbers, [b"1", b"2", b"3", b"4", b"1", b"2"]);
@@ -181,14 +182,14 @@ fn there_is_one_document_element_with_the_tags_of_all_parts() {
         |object: &&[u8]| object.starts_with(b"<<") && object.windows(12).any(|text| text == b"/S /Document");
     assert_eq!(seen.file.objects().flatten().filter(is_document).count(), 1);
     let document = seen.array(seen.structure_tree().get("/K").unwrap())[0].to_vec();
-    let kids = seen.get(&seen.dictionary(&document), "/K");
-    let kinds = array(&kids).unwrap().into_iter().map(|kid| {
+    let kids = get(&seen.dictionary(&document), "/K");
+    let roles = array(&kids).unwrap().into_iter().map(|kid| {
         let element = seen.dictionary(kid);
         assert_eq!(element.get("/P"), Some(&document[..]));
-        String::from_utf8(seen.get(&element, "/S")).unwrap()
+        String::from_utf8(get(&element, "/S")).unwrap()
     });
     let of_part = ["/H1", "/P", "/H2", "/Table", "/H2"];
-    assert_eq!(kinds.collect::<Vec<_>>(), [of_part, of_part].concat());
+    assert_eq!(roles.collect::<Vec<_>>(), [of_part, of_part].concat());
 }
 
 #[test]
@@ -198,7 +199,7 @@ fn tags_of_a_part_in_another_language_say_so() {
         let seen = seen(&pdf);
         assert_eq!(seen.file.catalog().unwrap().get("/Lang"), Some(&b"(en)"[..]));
         let document = seen.array(seen.structure_tree().get("/K").unwrap())[0].to_vec();
-        let kids = seen.get(&seen.dictionary(&document), "/K");
+        let kids = get(&seen.dictionary(&document), "/K");
         let languages =
             array(&kids).unwrap().into_iter().map(|kid| seen.dictionary(kid).get("/Lang").map(<[u8]>::to_vec));
         languages.collect::<Vec<_>>()
@@ -212,7 +213,7 @@ fn tags_of_a_part_in_another_language_say_so() {
 fn identifiers_of_tags_are_distinct_and_cells_have_headers_of_their_own_part() {
     let pdf = joined(&[PART_1, PART_2, PART_1]);
     let seen = seen(&pdf);
-    let ids = seen.tree(&seen.get(&seen.structure_tree(), "/IDTree"), "/Names");
+    let ids = seen.tree(&get(&seen.structure_tree(), "/IDTree"), "/Names");
     let names: Vec<String> = ids.iter().map(|(id, _)| String::from_utf8(decode(id).unwrap()).unwrap()).collect();
     let of_part = |part: usize| [format!("{part:04}.Note 1"), format!("{part:04}.U1x0y0")];
     assert_eq!(names, [of_part(1), of_part(2), of_part(3)].concat());
@@ -240,8 +241,7 @@ fn of_one_name_the_first_parts_destination_keeps_it_and_links_stay_in_their_part
     let names = seen.tree(names.get("/Dests").unwrap(), "/Names");
     let pages: Vec<_> = names.iter().map(|(name, value)| (&name[..], seen.page_of_link(value))).collect();
     assert_eq!(pages, [(&b"(a)"[..], 0), (b"(b)", 1), (b"(c1)", 1), (b"(c2)", 3)]);
-    let links: Vec<Vec<u8>> =
-        seen.annotations().iter().map(|(_, link)| seen.get(&seen.dictionary(link), "/Dest")).collect();
+    let links: Vec<Vec<u8>> = seen.annotations().iter().map(|(_, link)| get(&seen.dictionary(link), "/Dest")).collect();
     let by_name: Vec<bool> = links.iter().map(|link| link.starts_with(b"(")).collect();
     assert_eq!(by_name, [true, true, true, false, false, false, false, true, false, false]);
     let pages: Vec<usize> = links.iter().map(|link| seen.page_of_link(link)).collect();
@@ -265,10 +265,10 @@ fn many_names_are_in_nodes_of_which_each_says_its_limits() {
 fn the_outline_is_one_list() {
     let pdf = joined(&[PART_1, PART_2, PART_1]);
     let seen = seen(&pdf);
-    let root = seen.get(&seen.file.catalog().unwrap(), "/Outlines");
+    let root = get(&seen.file.catalog().unwrap(), "/Outlines");
     let outline = seen.dictionary(&root);
     assert_eq!(outline.get("/Count"), Some(&b"3"[..]));
-    let (mut previous, mut bookmark, mut pages) = (None, seen.get(&outline, "/First"), Vec::new());
+    let (mut previous, mut bookmark, mut pages) = (None, get(&outline, "/First"), Vec::new());
     loop {
         let dictionary = seen.dictionary(&bookmark);
         assert_eq!((dictionary.get("/Parent"), dictionary.get("/Prev")), (Some(&root[..]), previous.as_deref()));
@@ -303,7 +303,7 @@ fn identifiers_and_metadata_are_made_from_all_parts() {
     let ids = |parts: &[&[u8]]| {
         let pdf = joined(parts);
         let seen = seen(&pdf);
-        let metadata = seen.get(&seen.file.catalog().unwrap(), "/Metadata");
+        let metadata = get(&seen.file.catalog().unwrap(), "/Metadata");
         let metadata = String::from_utf8(seen.file.stream(&metadata).unwrap().data.to_vec()).unwrap();
         let (_, ids) = seen.file.trailer().find(|(key, _)| *key == b"/ID").unwrap();
         let ids: Vec<String> =
@@ -395,12 +395,12 @@ fn what_cannot_be_joined_is_an_error_that_names_the_part() {
 
 #[test]
 fn content_outside_of_elements_says_which_page_it_is_on() {
-    let page = references(&seen(PART_1).file.object(1).unwrap()).next().unwrap();
+    let page = references(seen(PART_1).file.object(1).unwrap()).next().unwrap();
     let part = edited(PART_1, "/S/Document/P 7 0 R/K[", &format!("/S/Document/Pg {page} 0 R /P 7 0 R/K[7 "));
     let pdf = joined(&[&part]);
     let seen = seen(&pdf);
     let document = seen.array(seen.structure_tree().get("/K").unwrap())[0].to_vec();
-    let kids = seen.get(&seen.dictionary(&document), "/K");
+    let kids = get(&seen.dictionary(&document), "/K");
     let page = String::from_utf8(seen.pages()[0].clone()).unwrap();
     assert_eq!(array(&kids).unwrap()[0], format!("<</Type/MCR/Pg {page}/MCID 7>>").as_bytes());
 }
