@@ -121,6 +121,15 @@ def test_pages_of_an_invoice_in_parts_have_numbers(
     assert page_numbers(render_locally(local, tmp_path, "invoice", invoice_of(lines), templates)) == expected
 
 
+def test_an_invoice_in_parts_conforms_to_what_it_promises(local: Path, tmp_path: Path):
+    templates = with_manifest(tmp_path, "invoice", ["a-3a", "ua-1"])
+    manifest = templates / "invoice/typst.toml"
+    manifest.write_text(manifest.read_text().replace("size = 2000", "size = 40"))
+    pdf = render_locally(local, tmp_path, "invoice", invoice_of(90), templates)
+    assert page_numbers(pdf)[-1].startswith("3–")
+    assert rules_broken(pdf, "a-3a", "ua-1") == []
+
+
 # What would do something if it were ever read as Typst, a path or a direction.
 ODD_TEXTS = [
     "#panic()",
