@@ -12,12 +12,11 @@ use crate::check::print_all;
 
 /// The most differences that are printed.
 const MAX_DIFFERENCES: usize = 20;
-/// The most pieces of text of each side that are printed of a difference, and the most characters of a piece.
-const MAX_PIECES: usize = 8;
-const MAX_CHARACTERS: usize = 60;
+/// The most characters of each side that are printed of a difference.
+const MAX_CHARACTERS: usize = 240;
 
 /// Renders a template's sample whole and in parts, and prints where the text differs, but for what is repeated on
-/// each page. Returns `false` if a part cannot be rendered.
+/// each page and for where lines end. Returns `false` if a part cannot be rendered.
 pub fn compare(renderer: &Arc<Renderer>, template: &str, threads: usize) -> Result<bool, Box<dyn Error>> {
     let Some(parts) = renderer.sample_in_parts(template) else { return Ok(true) };
     if parts.is_empty() {
@@ -31,12 +30,9 @@ pub fn compare(renderer: &Arc<Renderer>, template: &str, threads: usize) -> Resu
     let Some(first_round) = texts(renderer, &parts, threads)? else { return Ok(false) };
     let Some(texts) = texts(renderer, &with_page_numbers(parts, &first_round), threads)? else { return Ok(false) };
     let count = texts.len();
-    let divided: Vec<Piece> = texts
-        .iter()
-        .enumerate()
-        .flat_map(|(part, text)| text.pieces.iter().map(move |text| (part, &text[..])))
-        .collect();
-    let whole: Vec<&str> = whole.pieces.iter().map(String::as_str).collect();
+    let divided: Vec<Word> =
+        texts.iter().enumerate().flat_map(|(part, text)| words(text).map(move |word| (part, word))).collect();
+    let whole: Vec<&str> = words(&whole).collect();
     let differences = differences(&whole, &divided);
     if differences.is_empty() {
         println!("note: {template}: in {count} parts the sample has the same text");
@@ -82,8 +78,12 @@ fn with_page_numbers(mut parts: Vec<Document>, texts: &[Text]) -> Vec<Document> 
     parts
 }
 
-/// A piece of text, with the index of its part.
-type Piece<'a> = (usize, &'a str);
+fn words(text: &Text) -> impl Iterator<Item = &str> {
+    text.pieces.iter().flat_map(|piece| piece.split_whitespace())
+}
+
+/// A word, with the index of its part.
+type Word<'a> = (usize, &'a str);
 
 /// Where the two texts differ.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -91,7 +91,7 @@ struct Difference<'a> {
     /// What only the whole document has there.
     whole: Vec<&'a str>,
     /// What only the parts have there.
-    divided: Vec<Piece<'a>>,
+    divided: Vec<Word<'a>>,
 }
 
 impl Difference<'_> {
@@ -102,25 +102,22 @@ impl Difference<'_> {
         let mut rest = &self.divided[..];
         while let [(part, _), ..] = rest {
             let end = rest.iter().position(|(other, _)| other != part).unwrap_or(rest.len());
-            let pieces: Vec<&str> = rest[..end].iter().map(|(_, piece)| *piece).collect();
-            println!("  only in part {}: {}", part + 1, quoted(&pieces));
+            let words: Vec<&str> = rest[..end].iter().map(|(_, word)| *word).collect();
+            println!("  only in part {}: {}", part + 1, quoted(&words));
             rest = &rest[end..];
         }
     }
 }
 
-fn quoted(pieces: &[&str]) -> String {
-    let shown = pieces.iter().take(MAX_PIECES).map(|piece| {
-        let short: String = piece.chars().take(MAX_CHARACTERS).collect();
-        format!("{short:?}")
-    });
-    let more = pieces.len().saturating_sub(MAX_PIECES);
-    let more = (more > 0).then(|| format!("and {more} more"));
-    shown.chain(more).collect::<Vec<_>>().join(" ")
+fn quoted(words: &[&str]) -> String {
+    let text = words.join(" ");
+    let shown: String = text.chars().take(MAX_CHARACTERS).collect();
+    let more = text.chars().count().saturating_sub(MAX_CHARACTERS);
+    if more == 0 { format!("{shown:?}") } else { format!("{shown:?} and {more} characters more") }
 }
 
 /// Finds the differences that leave the longest text in common.
-fn differences<'a>(whole: &[&'a str], divided: &[Piece<'a>]) -> Vec<Difference<'a>> {
+fn differences<'a>(whole: &[&'a str], divided: &[Word<'a>]) -> Vec<Difference<'a>> {
     let in_common = lengths_in_common(whole, divided);
     let mut found = Vec::new();
     let mut open = Difference::default();
@@ -147,8 +144,8 @@ fn differences<'a>(whole: &[&'a str], divided: &[Piece<'a>]) -> Vec<Difference<'
     found
 }
 
-/// How many pieces the texts from each pair of places on have in common at most.
-fn lengths_in_common(whole: &[&str], divided: &[Piece]) -> Vec<Vec<u32>> {
+/// How many words the texts from each pair of places on have in common at most.
+fn lengths_in_common(whole: &[&str], divided: &[Word]) -> Vec<Vec<u32>> {
     let mut lengths = vec![vec![0; divided.len() + 1]; whole.len() + 1];
     for left in (0..whole.len()).rev() {
         for right in (0..divided.len()).rev() {

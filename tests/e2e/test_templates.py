@@ -92,6 +92,44 @@ def test_an_invoice_can_carry_its_data(local: Path, tmp_path: Path):
     assert rules_broken(pdf, "a-3b") == []
 
 
+def invoice_of(lines: int) -> str:
+    data = json.loads(sample("invoice"))
+    few = data["doc"]["lines"]
+    data["doc"]["lines"] = [few[index % len(few)] | {"i": index + 1} for index in range(lines)]
+    return json.dumps(data)
+
+
+def page_numbers(pdf: bytes) -> list[str]:
+    return re.findall(r"\d+–\d+|Page \d+ of \d+", "".join(pages(pdf)))
+
+
+@pytest.mark.parametrize(
+    ("totals", "lines", "expected"),
+    [
+        ("false", 40, ["Page 1 of 3", "Page 2 of 3", "Page 3 of 3"]),
+        ("false", 60, ["1–1", "1–2", "1–3", "2–1", "2–2"]),
+        ("true", 60, [f"Page {number} of 5" for number in range(1, 6)]),
+    ],
+)
+def test_pages_of_an_invoice_in_parts_have_numbers(
+    local: Path, tmp_path: Path, totals: str, lines: int, expected: list[str]
+):
+    templates = with_manifest(tmp_path, "invoice", [])
+    manifest = templates / "invoice/typst.toml"
+    text = manifest.read_text().replace("size = 2000", "size = 40")
+    manifest.write_text(text.replace("page-totals = false", f"page-totals = {totals}"))
+    assert page_numbers(render_locally(local, tmp_path, "invoice", invoice_of(lines), templates)) == expected
+
+
+def test_an_invoice_in_parts_conforms_to_what_it_promises(local: Path, tmp_path: Path):
+    templates = with_manifest(tmp_path, "invoice", ["a-3a", "ua-1"])
+    manifest = templates / "invoice/typst.toml"
+    manifest.write_text(manifest.read_text().replace("size = 2000", "size = 40"))
+    pdf = render_locally(local, tmp_path, "invoice", invoice_of(90), templates)
+    assert page_numbers(pdf)[-1].startswith("3–")
+    assert rules_broken(pdf, "a-3a", "ua-1") == []
+
+
 # What would do something if it were ever read as Typst, a path or a direction.
 ODD_TEXTS = [
     "#panic()",

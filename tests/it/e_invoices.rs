@@ -1,7 +1,7 @@
 //! E-invoices: a message brings the XML, the template attaches it, and what would not be a valid hybrid
 //! is refused. No error and no line of the log quotes the XML.
 
-use crate::support::templates::{Templates, outcome};
+use crate::support::templates::{Templates, copy_folder, outcome};
 use crate::support::{INPUT, OUTPUT, Stage, log, real_templates, received, record_of, run};
 use pressrun::function::outcome::{ErrorCode, Failure, Outcome};
 use serde_json::{Value, json};
@@ -263,16 +263,4 @@ fn the_shipped_invoice_is_an_e_invoice_when_its_two_lines_are_there() {
         assert_eq!(stage.handle(vec![record_of("m-1", message.to_string())]).await, [""; 0]);
         assert_eq!(stage.s3.object(OUTPUT, "invoice/m-1.pdf").unwrap().metadata["e-invoice"], "EN 16931");
     });
-}
-
-fn copy_folder(from: &std::path::Path, to: &std::path::Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap().flatten() {
-        let target = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy_folder(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).unwrap();
-        }
-    }
 }

@@ -3,11 +3,13 @@
 use std::fs;
 use std::path::Path;
 
+use crate::support::templates::{Templates, copy_folder};
 use crate::support::{Stage, config, real_templates, record, record_of, run};
 use pressrun::config::Config;
 use pressrun::function::deadline::Deadline;
 use pressrun::function::event;
 use pressrun::function::outcome::{Outcome, Stored};
+use pressrun::render::{Document, Renderer, pool};
 use serde_json::{Value, json};
 
 async fn stage() -> Stage {
@@ -97,5 +99,91 @@ fn the_message_of_the_readme_is_one() {
         let sample = fs::read_to_string(real_templates().join("invoice/sample.json")).unwrap();
         let body = format!(r#"{{"template": "invoice", "data": {sample}}}"#);
         assert_eq!(stage.handle(vec![record_of("a", body)]).await, [""; 0]);
+    });
+}
+
+/// The shipped templates, of which one has smaller parts.
+fn with_parts_of(template: &str, size: usize) -> Templates {
+    let templates = Templates::with("#data.text");
+    copy_folder(&real_templates(), &templates.path(""));
+    let path = format!("{template}/typst.toml");
+    let manifest = fs::read_to_string(templates.path(&path)).unwrap();
+    let smaller = manifest.replace("size = 2000", &format!("size = {size}"));
+    assert_ne!(manifest, smaller);
+    templates.and(&path, smaller)
+}
+
+/// What a document says when it is rendered whole, and what each part of it says when it is rendered in three.
+fn words_of(templates: &Templates, template: &str, data: &Value) -> (String, Vec<String>) {
+    templates.write(&format!("{template}/sample.json"), data.to_string());
+    let renderer = Renderer::load_only(&templates.path(""), &[template.to_owned()]).unwrap();
+    let words = |document: Document| {
+        let text = pool::on_fixed_pool(1, || renderer.text(document)).unwrap().unwrap();
+        text.pieces.join(" ").split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    let parts: Vec<String> = renderer.sample_in_parts(template).unwrap().into_iter().map(words).collect();
+    assert_eq!(parts.len(), 3);
+    (words(renderer.sample(template).unwrap()), parts)
+}
+
+/// Those of the words that begin so.
+fn words_with<'a>(prefix: &str, text: &'a str) -> Vec<&'a str> {
+    text.split(' ').filter(|word| word.starts_with(prefix)).collect()
+}
+
+fn invoice_of_lines(count: usize) -> Value {
+    let mut data = sample("invoice");
+    let lines = data["doc"]["lines"].as_array().unwrap().clone();
+    let line = |index: usize| {
+        let mut line = lines[index % lines.len()].clone();
+        line["i"] = (index + 1).into();
+        line["item"]["name"] = format!("Item-{}", index + 1).into();
+        line
+    };
+    data["doc"]["lines"] = (0..count).map(line).collect();
+    data
+}
+
+#[test]
+fn an_invoice_in_parts_prints_each_line_once_and_in_order_and_its_totals_once() {
+    run(async {
+        const LINES: usize = 90;
+        let templates = with_parts_of("invoice", 30);
+        let data = invoice_of_lines(LINES);
+        let (whole, parts) = words_of(&templates, "invoice", &data);
+        let divided = parts.join(" ");
+        let items: Vec<String> = (1..=LINES).map(|number| format!("Item-{number}")).collect();
+        assert_eq!(words_with("Item-", &divided), items);
+        assert_eq!(divided, whole);
+        for (words, places) in [
+            ("Invoice", [1, 0, 0]),
+            ("Lighthouse Books BV", [1, 0, 0]),
+            ("Total payable €4,791.25", [0, 0, 1]),
+            ("Amount due €3,791.25", [0, 0, 1]),
+            ("BE68 5390 0754 7034", [0, 0, 1]),
+        ] {
+            assert_eq!(parts.iter().map(|part| part.matches(words).count()).collect::<Vec<_>>(), places, "{words}");
+        }
+
+        let mut stage = templates.stage().await;
+        let stored = stored(&mut stage, vec![record("a", "invoice", data), record("b", "invoice", sample("invoice"))]);
+        let stored = stored.await;
+        assert_eq!([stored[0].parts, stored[1].parts], [Some(3), None]);
+        assert!(stored[0].pages >= 6 && stored[0].warnings.is_empty(), "{stored:?}");
+    });
+}
+
+#[test]
+fn an_invoice_in_parts_does_not_attach_the_data_of_one() {
+    run(async {
+        let templates = with_parts_of("invoice", 30);
+        let manifest = fs::read_to_string(templates.path("invoice/typst.toml")).unwrap();
+        templates.write("invoice/typst.toml", manifest.replace("attach-data = false", "attach-data = true"));
+        let mut stage = templates.stage().await;
+        assert_eq!(stage.handle(vec![record("short", "invoice", invoice_of_lines(30))]).await, [""; 0]);
+        let records = event::parse(json!({"Records": [record("long", "invoice", invoice_of_lines(31))]})).unwrap();
+        let outcomes = stage.function.process_batch(records, Deadline::NONE).await;
+        let Outcome::PermanentFailure(failure) = &outcomes[0].1 else { panic!("{:?}", outcomes[0].1) };
+        assert!(failure.message.contains("an invoice in parts cannot attach its data"), "{}", failure.message);
     });
 }
