@@ -284,6 +284,13 @@ pub fn exit_out_of_memory(wanted_bytes: usize) -> ! {
     exit_now(EXIT_OUT_OF_MEMORY)
 }
 
+/// Gives back to the kernel what has been freed and jemalloc keeps, for ten seconds by default.
+pub fn give_back_freed_memory() {
+    // SAFETY: The name ends with a null byte, and nothing is read or written. 4096 stands for all arenas
+    // (`MALLCTL_ARENAS_ALL`).
+    unsafe { mallctl(c"arena.4096.purge".as_ptr(), ptr::null_mut(), ptr::null_mut(), ptr::null_mut(), 0) };
+}
+
 /// jemalloc, which ends a run that is refused memory. docs/performance.md has what it is worth.
 struct ExitOnOomAllocator;
 
@@ -298,16 +305,13 @@ struct JemallocOptions(*const c_char);
 unsafe impl Sync for JemallocOptions {}
 
 impl ExitOnOomAllocator {
-    /// Returns what `allocate` does. In a run that is refused memory, jemalloc first gives back to the kernel what has
-    /// been freed and it keeps for ten seconds.
+    /// Returns what `allocate` does. In a run that is refused memory, what has been freed is first given back.
     fn checked(wanted_bytes: usize, allocate: impl Fn() -> *mut u8) -> *mut u8 {
         let allocated = allocate();
         if !allocated.is_null() || !EXITS_ON_OOM.load(Ordering::Relaxed) {
             return allocated;
         }
-        // SAFETY: The name ends with a null byte, and nothing is read or written. 4096 stands for all arenas
-        // (`MALLCTL_ARENAS_ALL`).
-        unsafe { mallctl(c"arena.4096.purge".as_ptr(), ptr::null_mut(), ptr::null_mut(), ptr::null_mut(), 0) };
+        give_back_freed_memory();
         let allocated = allocate();
         if allocated.is_null() {
             exit_out_of_memory(wanted_bytes);

@@ -1,5 +1,6 @@
 //! PDFs of a template, joined: in every standard that it may ask for, with tags and without.
 
+use crate::support::beside_others;
 use crate::support::templates::Templates;
 use pressrun::pdf;
 use pressrun::render::{Renderer, pool};
@@ -21,6 +22,7 @@ fn count(pdf: &[u8], text: &str) -> usize {
 
 #[test]
 fn parts_are_joined_in_every_standard_with_tags_and_without() {
+    let _beside = beside_others();
     let tagged = ["1.4", "1.7", "2.0", "a-1b", "a-1a", "a-2b", "a-2u", "a-2a", "a-3b", "a-3a", "a-4", "a-4f", "ua-1"];
     let untagged = ["1.4", "1.7", "2.0", "a-1b", "a-2b", "a-3b", "a-4"];
     let sections =

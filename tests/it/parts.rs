@@ -119,7 +119,8 @@ fn a_long_document_is_joined_from_its_parts_whatever_number_of_workers_there_is(
             assert_eq!(stage.handle(vec![rows("long", 3 * PART_SIZE + 7)]).await, [""; 0], "{:?}", log::take(""));
             assert!(stage.pdf("rows", "long") == Some(expected.clone()), "{workers} workers");
             let (documents, invocation) = emitted.take();
-            assert_eq!([&documents[0]["Parts"], &invocation["Leaks"], &invocation["RunsLost"]], [4, 0, 0]);
+            let told = [&documents[0]["Parts"], &invocation["Leaks"], &invocation["RunsLost"]];
+            assert_eq!(told, [4, 0, 0], "{:?}", log::take("leak"));
             assert!(log::take("stored")[0].contains("parts=4"));
         }
     });
