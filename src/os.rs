@@ -1,16 +1,15 @@
 //! All `unsafe` code of pressrun, each use with its argument: `fork(2)`, `wait4(2)`, files that arrive by
-//! `recvmsg(2)`, registering a socket with tokio, `_exit(2)` and the allocator with its options.
+//! `recvmsg(2)`, registering a socket with tokio, `_exit(2)` and the allocator.
 //!
 //! Imports nothing of ours.
 #![allow(unsafe_code)]
 
-use std::alloc::{GlobalAlloc, Layout};
-use std::ffi::{CStr, c_char};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::ffi::CStr;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, IoSliceMut, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -19,8 +18,6 @@ use nix::sys::signal::Signal;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use nix::unistd::{ForkResult, Pid};
 use serde::{Deserialize, Serialize};
-use tikv_jemalloc_sys::mallctl;
-use tikv_jemallocator::Jemalloc;
 use tokio::io::unix::AsyncFd;
 
 /// Counts this process's threads. It keeps `/proc/self/stat` open, so that it works when no file can be
@@ -284,62 +281,38 @@ pub fn exit_out_of_memory(wanted_bytes: usize) -> ! {
     exit_now(EXIT_OUT_OF_MEMORY)
 }
 
-/// Gives back to the kernel what has been freed and jemalloc keeps, for ten seconds by default.
-pub fn give_back_freed_memory() {
-    // SAFETY: The name ends with a null byte, and nothing is read or written. 4096 stands for all arenas
-    // (`MALLCTL_ARENAS_ALL`).
-    unsafe { mallctl(c"arena.4096.purge".as_ptr(), ptr::null_mut(), ptr::null_mut(), ptr::null_mut(), 0) };
-}
-
-/// jemalloc, which ends a run that is refused memory. docs/performance.md has what it is worth.
+/// The system's allocator, which ends a run that is refused memory.
 struct ExitOnOomAllocator;
 
-/// jemalloc's options. Address space that it keeps for later would count for `RLIMIT_DATA`.
-#[unsafe(export_name = "_rjem_malloc_conf")]
-static JEMALLOC_OPTIONS: JemallocOptions = JemallocOptions(c"retain:false".as_ptr());
-
-#[repr(transparent)]
-struct JemallocOptions(*const c_char);
-
-// SAFETY: It points to a constant.
-unsafe impl Sync for JemallocOptions {}
-
 impl ExitOnOomAllocator {
-    /// Returns what `allocate` does. In a run that is refused memory, what has been freed is first given back.
-    fn checked(wanted_bytes: usize, allocate: impl Fn() -> *mut u8) -> *mut u8 {
-        let allocated = allocate();
-        if !allocated.is_null() || !EXITS_ON_OOM.load(Ordering::Relaxed) {
-            return allocated;
-        }
-        give_back_freed_memory();
-        let allocated = allocate();
-        if allocated.is_null() {
+    fn checked(allocated: *mut u8, wanted_bytes: usize) -> *mut u8 {
+        if allocated.is_null() && EXITS_ON_OOM.load(Ordering::Relaxed) {
             exit_out_of_memory(wanted_bytes);
         }
         allocated
     }
 }
 
-// SAFETY: Every call goes to jemalloc with the same arguments, again if it returns null, after which a block that was
-// to grow is what it was. What jemalloc returns is returned unchanged, if at all.
+// SAFETY: Every call goes to the system's allocator with the same arguments, and what that returns is
+// returned unchanged, if at all.
 unsafe impl GlobalAlloc for ExitOnOomAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: The caller keeps the contract, which is the same.
-        Self::checked(layout.size(), || unsafe { Jemalloc.alloc(layout) })
+        Self::checked(unsafe { System.alloc(layout) }, layout.size())
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         // SAFETY: As above.
-        Self::checked(layout.size(), || unsafe { Jemalloc.alloc_zeroed(layout) })
+        Self::checked(unsafe { System.alloc_zeroed(layout) }, layout.size())
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         // SAFETY: As above.
-        Self::checked(new_size, || unsafe { Jemalloc.realloc(block, layout, new_size) })
+        Self::checked(unsafe { System.realloc(block, layout, new_size) }, new_size)
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         // SAFETY: As above.
-        unsafe { Jemalloc.dealloc(block, layout) }
+        unsafe { System.dealloc(block, layout) }
     }
 }

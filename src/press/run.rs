@@ -373,7 +373,7 @@ fn apply_updates(
     Ok(())
 }
 
-/// Evicts Typst's memo cache as it is asked to, but for a tenth of the time at most: meanwhile the document stands
+/// Evicts Typst's memo cache as it is asked to, but for a third of the time at most: meanwhile the document stands
 /// still. An eviction looks at the whole cache, which takes long where most of it is in use.
 #[derive(Default)]
 struct Eviction {
@@ -387,7 +387,7 @@ impl Eviction {
             return;
         }
         render::evict_cache(1);
-        self.not_before = Some(Instant::now() + began.elapsed() * 9);
+        self.not_before = Some(Instant::now() + began.elapsed() * 2);
     }
 }
 

@@ -92,8 +92,6 @@ impl Zygote {
         control.send(&PressEvent::Starting { stage: StartStage::Sandbox })?;
         let mut threads = ThreadCount::open()?;
         threads.wait_for_one().map_err(io::Error::other)?;
-        // Otherwise it would go little by little, and a press's memory is not to change.
-        os::give_back_freed_memory();
         let child_signals = SigSet::from(Signal::SIGCHLD);
         child_signals.thread_block()?;
         let child_signals = SignalFd::with_flags(&child_signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
