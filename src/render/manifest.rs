@@ -264,7 +264,7 @@ mod tests {
             ),
             ("parts = 2000", "invalid type: integer `2000`"),
             ("parts = { of = \"/lines\" }", "missing field `size`"),
-            ("parts = { of = \"/lines\", sice = 3 }", "unknown field `sice`, expected `of` or `size`"),
+            ("parts = { of = \"/lines\", sizes = 3 }", "unknown field `sizes`, expected `of` or `size`"),
             ("parts = { of = \"lines\", size = 3 }", "parts: of = \"lines\" is no JSON pointer; expected is that of"),
             ("parts = { of = \"/a~2\", size = 3 }", "parts: of = \"/a~2\" is no JSON pointer"),
             ("parts = { of = \"/lines\", size = 0 }", "parts: size = 0: expected is how many elements"),

@@ -19,7 +19,6 @@ from documents import REPOSITORY, outcomes
 from kernel import QEMU, Ran, boot, pack
 
 EVENTS = [REPOSITORY / "events/batch.json", REPOSITORY / "events/partly-bad.json"]
-QEMU_USER = "qemu-x86_64"
 FIRST_WITH_LANDLOCK = (5, 13)
 
 
@@ -92,14 +91,3 @@ def test_the_sandbox_holds(machine: dict[str, Ran], landlock: bool):
     ((passed, skipped),) = re.findall(r"^(\d+) passed, 0 failed, (\d+) skipped$", ran.output, re.MULTILINE)
     assert int(passed) > 0, "without Landlock there is seccomp"
     assert (int(skipped) > 0) == (not landlock), ran.output
-
-
-def test_a_cpu_without_what_the_build_needs_is_named(binary: Path):
-    if not shutil.which(QEMU_USER):
-        pytest.skip(f"there is no {QEMU_USER} on this machine")
-    if "lambda" not in binary.parts:
-        pytest.skip("only what cargo-lambda builds needs AVX2")
-    # The last generation of Intel's without AVX.
-    ran = subprocess.run([QEMU_USER, "-cpu", "Nehalem", binary], capture_output=True, text=True)
-    assert ran.returncode == 1
-    assert ran.stderr.startswith("pressrun: this CPU lacks AVX2 and BMI2")
