@@ -130,4 +130,4 @@ KILLING = [
 ]
 
 # A document that takes more than 70 % of that much memory, together with the rest of a function with one worker.
-NEARLY_ALL_OF_2048_MB = message("greedy", {"megabytes": 1_650})
+NEARLY_ALL_OF_2048_MB = message("greedy", {"megabytes": 1_690})

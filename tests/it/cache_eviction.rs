@@ -62,9 +62,7 @@ fn a_document_that_does_not_fit_or_is_killed_while_its_cache_is_evicted_harms_no
         let press = stage.function.press_id().unwrap();
         until_runs_wait(press).await;
         let (failed, ()) = tokio::join!(stage.handle(vec![table("b", 3_000), letter("c")]), async {
-            // From half on its memory may grow no more.
-            until("the run has nearly half of its memory", || census::data_bytes(run_of(press)) > MEGABYTES * 450_000)
-                .await;
+            until("the run has half of its memory", || census::data_bytes(run_of(press)) > MEGABYTES * 500_000).await;
             signal(run_of(press), Signal::SIGKILL);
         });
         assert_eq!(failed, [""; 0], "it is rendered again");

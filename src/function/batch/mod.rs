@@ -3,8 +3,9 @@
 //! may be what took too long the last time.
 //!
 //! [`record`] is a record's way from its message to its outcome, in the steps [`inputs`], [`render`]
-//! and [`outputs`], and [`parts`] that of a long document; [`queue`] is where they wait for a worker. [`groups`] says which records wait for which, and [`limits`], [`memory`] and
-//! [`cores`] how much of what there is a document may have.
+//! and [`outputs`], and [`parts`] that of a long document; [`queue`] is where they wait for a worker.
+//! [`groups`] says which records wait for which, and [`limits`], [`memory`] and [`cores`] how much of what
+//! there is a document may have.
 //!
 //! A batch is one future without a task of its own: when it is dropped at the deadline, no part of it
 //! goes on. Imports [`crate::aws`], [`crate::message`], [`crate::press`] and the rest of
