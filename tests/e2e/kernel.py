@@ -73,10 +73,10 @@ def pack(
     shutil.rmtree(root)
 
 
-def boot(kernel: Path, archive: Path, parameters: str, log: Path) -> dict[str, Ran]:
-    """Boots that kernel with that archive. How each of its commands ended comes back, by name."""
+def boot(kernel: Path, archive: Path, parameters: str, log: Path, cpu: str = "max") -> dict[str, Ran]:
+    """Boots that kernel with that archive, on a CPU that qemu knows by that name. How each of its commands ended comes back, by name."""
     command = [
-        *(QEMU, "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", MEMORY),
+        *(QEMU, "-accel", "tcg,thread=multi", "-cpu", cpu, "-smp", "2", "-m", MEMORY),
         *("-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot"),
         *("-kernel", kernel, "-initrd", archive, "-append", f"console=ttyS0 quiet panic=-1 {parameters}"),
     ]

@@ -1,4 +1,5 @@
-"""The local example and the tests of the sandbox on other kernels than this machine's: with Landlock and without.
+"""The local example and the tests of the sandbox on other kernels than this machine's, with Landlock and without; and
+what is deployed on an older CPU.
 
 tests/e2e/install-qemu installs what they need. By hand, with the package of another kernel, as Debian 11's 5.10:
 
@@ -91,3 +92,19 @@ def test_the_sandbox_holds(machine: dict[str, Ran], landlock: bool):
     ((passed, skipped),) = re.findall(r"^(\d+) passed, 0 failed, (\d+) skipped$", ran.output, re.MULTILINE)
     assert int(passed) > 0, "without Landlock there is seccomp"
     assert (int(skipped) > 0) == (not landlock), ran.output
+
+
+def test_a_cpu_that_the_build_is_not_for_is_named(kernel: Path, binary: Path, target: Path, tmp_path: Path):
+    if target / "lambda" not in binary.parents:
+        pytest.skip("PRESSRUN_BINARY is not what cargo-lambda builds, which is for CPUs with AVX2")
+    archive = tmp_path / "init.cpio"
+    pack(archive, {"function": [binary]}, REPOSITORY, [binary], [], [])
+
+    # It has SSE 4.2, and nothing newer.
+    ran = boot(kernel, archive, "", tmp_path / "console.log", cpu="Nehalem")["function"]
+
+    assert ran.status == 1, f"SIGILL would be 132: {ran}"
+    assert ran.output.strip() == (
+        "pressrun: this CPU lacks AVX2 and BMI2, as Intel's CPUs have since Haswell: "
+        "build for it, with RUSTFLAGS=-Ctarget-cpu=x86-64"
+    )
