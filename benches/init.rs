@@ -1,28 +1,28 @@
 //! Init: from the start of the process until it asks for its first event, press and runs warm, against
-//! a hello world on `lambda_runtime`. The runtime API is a listener in this process, which takes
-//! the time of the first request for an event.
+//! a hello world on `lambda_runtime`; and the steps that one worker's init consists of, as the log has them.
+//!
+//! `cargo bench --bench init [-- PRESSRUN …]` compares programs, in rounds that alternate.
 
 mod support;
 
-use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use support::{Series, cores, templates};
+use serde_json::Value;
+
+use support::runtime_api::FunctionProcess;
+use support::{Series, cores};
 
 const ROUNDS: usize = 20;
 const HELLO: &str = "hello-world";
-
-/// What an extension is answered.
-const REGISTERED: &str = "HTTP/1.1 200 OK\r\nLambda-Extension-Identifier: e-1\r\ncontent-length: 61\r\n\r\n\
-                          {\"functionName\": \"f\", \"functionVersion\": \"1\", \"handler\": \"h\"}";
 
 fn main() -> std::process::ExitCode {
     if std::env::args().nth(1).as_deref() == Some(HELLO) {
         hello_world();
     }
-    support::main(benchmark)
+    support::main(async || benchmark())
 }
 
 fn hello_world() {
@@ -32,26 +32,31 @@ fn hello_world() {
     runtime.block_on(run(hello)).unwrap();
 }
 
-async fn benchmark() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let this = std::env::current_exe().unwrap();
-    let variants: [(String, Command); 3] = [
-        ("hello world".to_owned(), {
-            let mut command = Command::new(&this);
-            command.arg(HELLO);
-            command
-        }),
-        ("pressrun, one worker".to_owned(), {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_pressrun"));
-            command.env("WORKERS", "1");
-            command
-        }),
-        (format!("pressrun, {} workers", cores()), Command::new(env!("CARGO_BIN_EXE_pressrun"))),
-    ];
-    let mut variants = variants.map(|(name, command)| (name, command, Series::default()));
+fn benchmark() {
+    let mut programs: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
+    if programs.is_empty() {
+        programs.push(env!("CARGO_BIN_EXE_pressrun").to_owned());
+    }
+    let mut hello = Command::new(std::env::current_exe().unwrap());
+    hello.arg(HELLO);
+    let mut variants = vec![("hello world".to_owned(), hello)];
+    for program in &programs {
+        for workers in [1, cores()] {
+            let mut command = Command::new(program);
+            command.env("WORKERS", workers.to_string());
+            variants.push((format!("{program}, WORKERS={workers}"), command));
+        }
+    }
+    let mut variants: Vec<_> = variants.into_iter().map(|(name, command)| (name, command, Series::default())).collect();
+    let mut steps: Vec<BTreeMap<String, Series>> = programs.iter().map(|_| BTreeMap::new()).collect();
     for _ in 0..ROUNDS {
         for (_, command, series) in &mut variants {
-            series.add(until_first_request(command, &listener), 1);
+            series.add(FunctionProcess::start(command.stdout(Stdio::null())).init, 1);
+        }
+        for (program, steps) in programs.iter().zip(&mut steps) {
+            for (step, took) in steps_of_init(program) {
+                steps.entry(step).or_default().add(took, 1);
+            }
         }
     }
     println!("| from start to asking for the first event | ms | middle half |");
@@ -59,41 +64,30 @@ async fn benchmark() {
     for (name, _, series) in &variants {
         println!("| {name} | {:.1} | {} |", series.median(), series.spread());
     }
+    for (program, steps) in programs.iter().zip(steps) {
+        println!("\n| steps of {program}, WORKERS=1 | ms | middle half |");
+        println!("| --- | --- | --- |");
+        for (step, series) in steps {
+            println!("| {step} | {:.1} | {} |", series.median(), series.spread());
+        }
+    }
 }
 
-fn until_first_request(command: &mut Command, listener: &TcpListener) -> Duration {
-    command
-        .env("AWS_LAMBDA_RUNTIME_API", listener.local_addr().unwrap().to_string())
-        .env("AWS_LAMBDA_FUNCTION_NAME", "function")
-        .env("AWS_LAMBDA_FUNCTION_VERSION", "$LATEST")
-        .env("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", (1769 * cores()).to_string())
-        .env("AWS_REGION", "eu-central-1")
-        .env("AWS_ACCESS_KEY_ID", "key")
-        .env("AWS_SECRET_ACCESS_KEY", "secret")
-        .env("OUTPUT_BUCKET", "output")
-        .env("TEMPLATES_DIR", templates())
-        .stdout(Stdio::null());
-    let began = Instant::now();
-    let mut process = command.spawn().unwrap();
-    // Whoever asks for an event of an extension waits until the end.
-    let mut connections = Vec::new();
-    let took = loop {
-        let (mut connection, _) = listener.accept().unwrap();
-        let took = began.elapsed();
-        let mut request = [0; 1024];
-        let length = connection.read(&mut request).unwrap();
-        let request = &request[..length];
-        if request.starts_with(b"POST /2020-01-01/extension/register ") {
-            connection.write_all(REGISTERED.as_bytes()).unwrap();
-        }
-        let is_ready = request.starts_with(b"GET /2018-06-01/runtime/invocation/next ");
-        // Open until the process is killed: it would complain of one that is closed.
-        connections.push(connection);
-        if is_ready {
-            break took;
-        }
+/// The steps that a function logs at level DEBUG, and the samples that its press renders side by side, with how long
+/// they took.
+fn steps_of_init(program: &str) -> Vec<(String, Duration)> {
+    let mut command = Command::new(program);
+    command.envs([("WORKERS", "1"), ("AWS_LAMBDA_LOG_LEVEL", "DEBUG"), ("AWS_LAMBDA_LOG_FORMAT", "JSON")]);
+    let mut function = FunctionProcess::start(command.stdout(Stdio::piped()));
+    let log = BufReader::new(function.take_stdout());
+    drop(function);
+    let lines = log.lines().map_while(Result::ok).filter_map(|line| serde_json::from_str::<Value>(&line).ok());
+    let step = |line: Value| {
+        let name = match (line["step"].as_str(), line["template"].as_str()) {
+            (Some(step), _) => step.to_owned(),
+            (_, template) => format!("of it the sample of {}", template?),
+        };
+        Some((name, Duration::from_secs_f64(line["milliseconds"].as_f64()? / 1000.0)))
     };
-    process.kill().unwrap();
-    process.wait().unwrap();
-    took
+    lines.filter_map(step).collect()
 }

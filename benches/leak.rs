@@ -11,6 +11,7 @@ mod picture;
 #[allow(dead_code, reason = "only threads are of interest")]
 mod processes;
 #[path = "support/s3_process.rs"]
+#[allow(dead_code, reason = "the function is in this process")]
 mod s3_process;
 mod support;
 

@@ -7,6 +7,7 @@ mod embedded;
 #[allow(dead_code, reason = "only the memory is of interest")]
 mod processes;
 #[path = "support/s3_process.rs"]
+#[allow(dead_code, reason = "the function is in this process")]
 mod s3_process;
 mod support;
 

@@ -3,6 +3,7 @@
 #![allow(dead_code, unused_imports, reason = "each benchmark uses a part of it")]
 
 mod documents;
+pub mod runtime_api;
 
 use std::fs;
 use std::os::unix::fs::symlink;

@@ -10,6 +10,9 @@ use pressrun::function::Function;
 use crate::embedded::s3::{self, EmbeddedS3};
 use crate::support::templates;
 
+/// Names a pressrun that is the press instead of this program, such as one that cargo-lambda has built.
+const PRESS_VARIABLE: &str = "PRESS_PROGRAM";
+
 /// The first argument of this program as the S3 server.
 const S3_ROLE: &str = "s3";
 
@@ -50,8 +53,15 @@ impl S3Process {
             "OUTPUT_BUCKET" => Some("output".to_owned()),
             _ => variables(name),
         };
-        let config = Config::from_variables(variables).unwrap();
+        let mut config = Config::from_variables(variables).unwrap();
+        if let Some(program) = std::env::var_os(PRESS_VARIABLE) {
+            config.press_program = program.into();
+        }
         Function::start(config, self.client()).await.unwrap()
+    }
+
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
     }
 
     pub fn client(&self) -> aws_sdk_s3::Client {

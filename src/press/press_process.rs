@@ -8,7 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{self, Child, ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, killpg};
@@ -149,6 +149,8 @@ pub(super) struct PressProcess {
     control: Option<JoinHandle<()>>,
     /// How long the samples took, by template, once the press is warm.
     sample_times: Vec<(String, Duration)>,
+    /// How long each step of its start took, once the press is warm.
+    steps: Vec<(&'static str, Duration)>,
     log: JoinHandle<()>,
 }
 
@@ -186,6 +188,7 @@ impl PressProcess {
             commands,
             control: None,
             sample_times: Vec::new(),
+            steps: Vec::new(),
             log: tokio::spawn(log_stderr(stderr).instrument(tracing::error_span!(parent: None, "press"))),
         })
     }
@@ -193,12 +196,13 @@ impl PressProcess {
     /// Waits until the press is warm.
     pub async fn ready(&mut self) -> Result<(TemplateVersions, SandboxLevel), StartError> {
         let (socket, commands) = self.starting.take().ok_or_else(|| ended(StartStage::Loading, "it was given up"))?;
-        let mut progress = Progress { stage: StartStage::Loading, rendering: Vec::new(), took: Vec::new() };
+        let mut progress = Progress::new();
         let Ok(templates) = timeout(INIT_TIMEOUT, progress.follow(&socket)).await else {
             return Err(StartError::Slow { templates: progress.rendering });
         };
         let ready = templates?;
         self.sample_times = progress.took;
+        self.steps = progress.steps;
         self.control = Some(tokio::spawn(control(socket, commands)));
         Ok(ready)
     }
@@ -208,6 +212,11 @@ impl PressProcess {
         let mut times = self.sample_times.clone();
         times.sort_by_key(|(_, took)| Reverse(*took));
         times
+    }
+
+    /// How long each step of its start took, in their order.
+    pub fn steps(&self) -> &[(&'static str, Duration)] {
+        &self.steps
     }
 
     pub fn pid(&self) -> u32 {
@@ -322,15 +331,42 @@ struct Progress {
     rendering: Vec<String>,
     /// How long the samples took that have been rendered, by template.
     took: Vec<(String, Duration)>,
+    /// How long the steps took that are over.
+    steps: Vec<(&'static str, Duration)>,
+    /// When the last of them was over.
+    step_began: Instant,
 }
 
 impl Progress {
+    /// The progress of a press that has just been started.
+    fn new() -> Self {
+        Self {
+            stage: StartStage::Loading,
+            rendering: Vec::new(),
+            took: Vec::new(),
+            steps: Vec::new(),
+            step_began: Instant::now(),
+        }
+    }
+
     async fn follow(&mut self, socket: &FunctionEnd) -> Result<(TemplateVersions, SandboxLevel), StartError> {
         let mut templates = TemplateVersions::new();
         loop {
             match socket.receive().await {
-                Ok(Some(PressEvent::Starting { stage })) => self.stage = stage,
-                Ok(Some(PressEvent::SampleBegun { template })) => self.rendering.push(template),
+                Ok(Some(PressEvent::Starting { stage })) => {
+                    match stage {
+                        StartStage::Loading => self.end_step("the process starts"),
+                        StartStage::Sandbox if !self.took.is_empty() => self.end_step("samples are rendered"),
+                        _ => {}
+                    }
+                    self.stage = stage;
+                }
+                Ok(Some(PressEvent::SampleBegun { template })) => {
+                    if self.took.is_empty() && self.rendering.is_empty() {
+                        self.end_step("fonts, templates and schemas are loaded");
+                    }
+                    self.rendering.push(template);
+                }
                 Ok(Some(PressEvent::SampleEnded { template, took })) => {
                     self.rendering.retain(|name| *name != template);
                     self.took.push((template, took));
@@ -338,6 +374,7 @@ impl Progress {
                 Ok(Some(PressEvent::Ready { count, name, version, level })) => {
                     templates.insert(name, version);
                     if templates.len() == count {
+                        self.end_step("the press restricts itself");
                         return Ok((templates, level));
                     }
                 }
@@ -349,6 +386,11 @@ impl Progress {
                 Err(error) => return Err(ended(self.stage, &error.to_string())),
             }
         }
+    }
+
+    fn end_step(&mut self, step: &'static str) {
+        self.steps.push((step, self.step_began.elapsed()));
+        self.step_began = Instant::now();
     }
 }
 

@@ -143,9 +143,12 @@ impl Supervisor {
         let began = Instant::now();
         let templates = self.start_press(&mut *self.press.lock().await).await?;
         let press_warm_after = began.elapsed();
-        let samples = self.press.lock().await.as_ref().map(PressProcess::sample_times).unwrap_or_default();
+        let (samples, steps) = match &*self.press.lock().await {
+            Some(press) => (press.sample_times(), press.steps().to_vec()),
+            None => (Vec::new(), Vec::new()),
+        };
         for (template, took) in &samples {
-            tracing::debug!(%template, ms = took.as_millis(), "rendered the sample");
+            tracing::debug!(%template, milliseconds = took.as_secs_f64() * 1000.0, "rendered the sample");
         }
         if self.settings.borrow().max_init_time.is_some_and(|max_time| press_warm_after > max_time) {
             self.kill_press(None).await;
@@ -158,8 +161,10 @@ impl Supervisor {
             return Err(StartError::Ended { stage: StartStage::FirstRun, how });
         }
         others.iter_mut().for_each(Worker::fork_ahead);
-        let milliseconds = [press_warm_after, began.elapsed()].map(|time| time.as_millis());
-        tracing::debug!(press = milliseconds[0], first_run = milliseconds[1], "warm after so many ms");
+        let first_run = ("the first run renders a sample in its sandbox", began.elapsed() - press_warm_after);
+        for (step, took) in steps.into_iter().chain([first_run]) {
+            tracing::debug!(step, milliseconds = took.as_secs_f64() * 1000.0, "a step of init");
+        }
         let mut holdings = first.run_id().map(ProcessSnapshot::of).unwrap_or_default();
         // It may be rendering its sample again, on threads that end.
         holdings.threads = [("run".to_owned(), 1)].into();
