@@ -1,5 +1,7 @@
 //! A new invoice of one page each time, warm, in one run at a time, forks and pipes included, against
 //! Typst in one thread that never ends. Rounds alternate; medians of the rounds.
+//!
+//! With the argument `invoices` it only renders invoices in one thread, for a profiler to look at.
 
 mod support;
 
@@ -13,6 +15,9 @@ use tokio::sync::watch;
 const ROUNDS: usize = 20;
 const UPLOAD: Duration = Duration::from_millis(40);
 const RUN_LENGTHS: [usize; 4] = [1, 5, 10, 100];
+/// The argument to be looked at by a profiler, and the documents that are rendered then.
+const INVOICES: &str = "invoices";
+const PROFILED_DOCUMENTS: usize = 1_000;
 
 fn main() -> std::process::ExitCode {
     support::main(benchmark)
@@ -23,6 +28,12 @@ async fn benchmark() {
     // The two share one memo cache, so each has its rounds in a process that is warm for it.
     let plain = Plain::new(&templates(), 0);
     let keeping = Plain::new(&templates(), 1);
+    if std::env::args().any(|argument| argument == INVOICES) {
+        for invoice in invoices.take(PROFILED_DOCUMENTS) {
+            keeping.render("invoice", &invoice);
+        }
+        return;
+    }
     let mut press = Press::start(&templates(), 1).await;
     let mut endless_press = Press::start(&templates(), 1).await;
     let mut never_ending = [Series::default(), Series::default(), Series::default(), Series::default()];

@@ -8,6 +8,7 @@
 //! - `ROUNDS`: how often each variant is measured. Rounds alternate.
 //! - `TEMPLATE`: the folder of another template for the same data.
 //! - `MEMORY_MB`: as pressrun reads it.
+//! - `PRESS_PROGRAM`: a pressrun that is the press instead of this program, such as one that cargo-lambda has built.
 
 #[path = "../tests/embedded/mod.rs"]
 mod embedded;
