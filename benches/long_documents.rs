@@ -91,7 +91,9 @@ async fn statement_in_parts() {
             function.stop().await;
         }
     }
-    println!("\n| a statement of 5,000 rows in parts, through the function | ms until it is stored | middle half | speed-up |");
+    println!(
+        "\n| a statement of 5,000 rows in parts, through the function | ms until it is stored | middle half | speed-up |"
+    );
     println!("| --- | --- | --- | --- |");
     for (workers, of_workers) in workers.iter().zip(&series) {
         let speed_up = 1.0 / of_workers.ratio_to(&series[0]);
