@@ -90,10 +90,10 @@ fn workloads(with_tables: bool) -> Vec<Workload> {
         rounds,
         memory_limit_bytes: None,
     };
-    let (statement, report) = (bytes(&statement(5000)), bytes(&report(48)));
+    let (statement, report) = (bytes(&statement(500)), bytes(&report(48)));
     let mut workloads = vec![
         workload("invoice, in runs of 10", "invoice", 10, 4 * ROUNDS, Box::new(|number| bytes(&invoice(number)))),
-        workload("statement of 5,000 rows", "statement", 1, ROUNDS, Box::new(move |_| statement.clone())),
+        workload("statement of 500 rows", "statement", 1, ROUNDS, Box::new(move |_| statement.clone())),
         workload("report of 200 pages", "report", 1, ROUNDS, Box::new(move |_| report.clone())),
     ];
     if with_tables {

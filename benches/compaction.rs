@@ -36,7 +36,7 @@ async fn benchmark() {
         case("the statement's sample", "statement", move |_| statement_sample.clone(), 20, 10),
         case("the report's sample", "report", move |_| report_sample.clone(), 20, 5),
         case("a report of 200 pages", "report", |_| report(48), 7, 1),
-        case("a statement of 5,000 rows", "statement", |_| statement(5000), 7, 1),
+        case("a statement of 500 rows", "statement", |_| statement(500), 20, 1),
     ];
     let mut press = Press::start(&with_plain_copies(), 1).await;
     println!("| document | bytes | compacted | share | ms | compacted | difference, ms | `finish` alone, ms |");

@@ -1,5 +1,5 @@
-//! Long documents on all cores and on one, one that is long among nine that are short, and large tables
-//! in little memory. Rounds alternate.
+//! Long documents on all cores and on one, undivided and in parts, one that is long among nine that are short, and large
+//! tables in little memory. Rounds alternate.
 //!
 //! `-- tables` renders the tables only, `-- tables 100000` those with so many rows.
 
@@ -21,6 +21,7 @@ use support::{Press, Series, bytes, cores, invoice, on_threads, report, request,
 use tokio::sync::watch;
 
 const ROUNDS: usize = 9;
+const STATEMENT_ROWS: usize = 5000;
 /// A large table takes many seconds.
 const TABLE_ROUNDS: usize = 3;
 const TABLE_ROWS: usize = 20_000;
@@ -36,24 +37,29 @@ async fn benchmark() {
         let rows = arguments.get(1).and_then(|rows| rows.parse().ok()).unwrap_or(TABLE_ROWS);
         return large_tables(rows).await;
     }
-    let ours = Renderer::load(&templates()).unwrap();
-    let one_table = Renderer::load(&templates_and("benches/templates/statement_one_table")).unwrap();
-    let report_200 = bytes(&report(48));
-    let statement_5000 = bytes(&statement(5000));
+    undivided();
+    statement_in_parts().await;
+    long_among_short().await;
+    large_tables(TABLE_ROWS).await;
+}
 
-    let variants: [(&str, &Renderer, usize, &str, &Bytes); 6] = [
-        ("report, one thread", &ours, 1, "report", &report_200),
-        ("report, all threads", &ours, cores(), "report", &report_200),
-        ("statement, 5,000 rows, one thread", &ours, 1, "statement", &statement_5000),
-        ("statement, 5,000 rows, all threads", &ours, cores(), "statement", &statement_5000),
-        ("the same rows as one table, one thread", &one_table, 1, "statement_one_table", &statement_5000),
-        ("the same rows as one table, all threads", &one_table, cores(), "statement_one_table", &statement_5000),
+/// Each in one piece, even if its manifest has parts. A page break is where Typst lays out in parallel: a report has
+/// many, and the table of a statement none.
+fn undivided() {
+    let renderer = Renderer::load(&templates()).unwrap();
+    let report_200 = bytes(&report(48));
+    let statement_5000 = bytes(&statement(STATEMENT_ROWS));
+    let variants: [(&str, usize, &str, &Bytes); 4] = [
+        ("report, one thread", 1, "report", &report_200),
+        ("report, all threads", cores(), "report", &report_200),
+        ("statement, 5,000 rows, undivided, one thread", 1, "statement", &statement_5000),
+        ("statement, 5,000 rows, undivided, all threads", cores(), "statement", &statement_5000),
     ];
     let mut series = variants.map(|_| Series::default());
     let mut pages = variants.map(|_| 0);
     for _ in 0..ROUNDS {
-        for (index, (_, renderer, threads, template, data)) in variants.into_iter().enumerate() {
-            let (pdf, took) = on_threads(renderer, threads, template, data);
+        for (index, (_, threads, template, data)) in variants.into_iter().enumerate() {
+            let (pdf, took) = on_threads(&renderer, threads, template, data);
             series[index].add(took, 1);
             pages[index] = pdf.pages;
         }
@@ -61,38 +67,57 @@ async fn benchmark() {
     println!("| a long document, all cores being {} | pages | ms | middle half | speed-up |", cores());
     println!("| --- | --- | --- | --- | --- |");
     for (index, (name, ..)) in variants.iter().enumerate() {
-        let base = if index < 2 {
-            0
-        } else if index < 4 {
-            5
-        } else {
-            4
-        };
-        let against = if base == 5 { " over one table on all threads" } else { "" };
-        let speed_up = 1.0 / series[index].ratio_to(&series[base]);
+        let one_thread = index - index % 2;
         println!(
-            "| {name} | {} | {:.0} | {} | {speed_up:.2}{against} |",
+            "| {name} | {} | {:.0} | {} | {:.2} |",
             pages[index],
             series[index].median(),
-            series[index].spread()
+            series[index].spread(),
+            1.0 / series[index].ratio_to(&series[one_thread])
         );
     }
-    println!("\nstatement on all threads over one: {:.2}", 1.0 / series[3].ratio_to(&series[2]));
-    long_among_short().await;
-    large_tables(TABLE_ROWS).await;
+}
+
+/// Through the whole function, which is started anew for each.
+async fn statement_in_parts() {
+    let s3 = EmbeddedS3::start(&["output"]);
+    let long = json!({"template": "statement", "data": statement(STATEMENT_ROWS), "key": "long.pdf"});
+    let workers = [1, cores()];
+    let mut series = workers.map(|_| Series::default());
+    for _ in 0..ROUNDS {
+        for (workers, series) in workers.iter().zip(&mut series) {
+            let mut function = start_function(&s3, Some(*workers)).await;
+            series.add(until_stored(&mut function, &s3, &[&long]).await, 1);
+            function.stop().await;
+        }
+    }
+    println!(
+        "\n| a statement of 5,000 rows in parts, through the function | ms until it is stored | middle half | speed-up |"
+    );
+    println!("| --- | --- | --- | --- |");
+    for (workers, of_workers) in workers.iter().zip(&series) {
+        let speed_up = 1.0 / of_workers.ratio_to(&series[0]);
+        println!("| {workers} workers | {:.0} | {} | {speed_up:.2} |", of_workers.median(), of_workers.spread());
+    }
+}
+
+/// A function with so many workers, or with one for each core.
+async fn start_function(s3: &EmbeddedS3, workers: Option<usize>) -> Function {
+    let variables = |name: &str| match name {
+        "OUTPUT_BUCKET" => Some("output".to_owned()),
+        "TEMPLATES_DIR" => Some(templates().display().to_string()),
+        "WORKERS" => workers.map(|workers| workers.to_string()),
+        _ => None,
+    };
+    let config = Config::from_variables(variables).unwrap();
+    Function::start(config, s3.client()).await.unwrap()
 }
 
 /// Through the whole function, presses for all cores: when the long one is stored, alone and
 /// first, fifth and last of ten.
 async fn long_among_short() {
     let s3 = EmbeddedS3::start(&["output"]);
-    let variables = |name: &str| match name {
-        "OUTPUT_BUCKET" => Some("output".to_owned()),
-        "TEMPLATES_DIR" => Some(templates().display().to_string()),
-        _ => None,
-    };
-    let config = Config::from_variables(variables).unwrap();
-    let mut function = Function::start(config, s3.client()).await.unwrap();
+    let mut function = start_function(&s3, None).await;
     let long = json!({"template": "report", "data": report(48), "key": "long.pdf"});
     let mut alone = Series::default();
     let mut among = [0, 4, 9].map(|place| (place, Series::default()));

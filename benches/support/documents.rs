@@ -31,19 +31,34 @@ pub fn invoice(number: usize) -> Value {
     invoice
 }
 
-/// A statement with this many rows, each of one line.
+/// A statement with this many rows, each of one line, and with everything that one in parts needs.
 pub fn statement(rows: usize) -> Value {
     let mut statement = sample("statement");
+    let mut balance = 0;
+    let (mut money_in, mut money_out) = (0, 0);
     let row = |index: usize| {
+        let cents = i64::try_from((index * 37) % 900 * 100 + index % 100).unwrap();
+        let moved = if index.is_multiple_of(3) { cents } else { -cents };
+        *(if moved < 0 { &mut money_out } else { &mut money_in }) += moved;
+        balance += moved;
         serde_json::json!({
             "date": format!("2026-{:02}-{:02}", 1 + index * 12 / rows, 1 + index % 28),
             "description": format!("Card payment no. {index}, branch {}", index % 211),
-            "amount": format!("{}{}.{:02}", if index.is_multiple_of(3) { "" } else { "-" }, (index * 37) % 900, index % 100),
+            "amount": amount(moved),
+            "balance": amount(balance),
         })
     };
     statement["entries"] = (0..rows).map(row).collect();
-    statement.as_object_mut().unwrap().remove("closing_balance");
+    statement["opening_balance"] = amount(0).into();
+    statement["money_in"] = amount(money_in).into();
+    statement["money_out"] = amount(money_out).into();
+    statement["closing_balance"] = amount(balance).into();
     statement
+}
+
+/// A decimal number with two decimals.
+fn amount(cents: i64) -> String {
+    format!("{}{}.{:02}", if cents < 0 { "-" } else { "" }, cents.abs() / 100, cents.abs() % 100)
 }
 
 /// A report whose sections are the sample's, that many times over: about 4.2 pages a time.

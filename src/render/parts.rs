@@ -3,6 +3,7 @@
 //! A part's data are bytes of the message's: everything but the array that is divided, and of that array a slice.
 //! Nothing is written anew, so that a part reads what the message says.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Range;
 
@@ -179,6 +180,15 @@ impl Offset {
     pub fn index_in_whole(&self, pointer: &str, index: usize) -> usize {
         if self.first > 0 && pointer == self.pointer { self.first + index } else { index }
     }
+
+    /// Where the part's data have what is at `pointer` in the whole document. `None` if another part has it.
+    pub fn pointer_in_part<'a>(&self, pointer: &'a str) -> Option<Cow<'a, str>> {
+        let element = pointer.strip_prefix(&self.pointer).and_then(|rest| rest.strip_prefix('/'));
+        let Some(element) = element.filter(|_| self.first > 0) else { return Some(pointer.into()) };
+        let (index, rest) = element.split_at(element.find('/').unwrap_or(element.len()));
+        let index = index.parse::<usize>().ok()?.checked_sub(self.first)?;
+        Some(format!("{}/{index}{rest}", self.pointer).into())
+    }
 }
 
 /// Finds an array in JSON by its pointer, and its elements.
@@ -294,5 +304,14 @@ mod tests {
         assert_eq!(offset.index_in_whole("/doc/lines", 17), 6017);
         assert_eq!(offset.index_in_whole("/doc/lines/3/taxes", 17), 17);
         assert_eq!(Offset::default().index_in_whole("", 17), 17);
+        assert_eq!(offset.pointer_in_part("/doc/lines/6017/taxes/3").as_deref(), Some("/doc/lines/17/taxes/3"));
+        assert_eq!(offset.pointer_in_part("/doc/lines/6000").as_deref(), Some("/doc/lines/0"));
+        for same in ["/doc/lines", "/doc/linesmen/3", "/doc", ""] {
+            assert_eq!(offset.pointer_in_part(same).as_deref(), Some(same));
+        }
+        for elsewhere in ["/doc/lines/5999", "/doc/lines/-1", "/doc/lines/x"] {
+            assert_eq!(offset.pointer_in_part(elsewhere), None);
+        }
+        assert_eq!(Offset::default().pointer_in_part("/17").as_deref(), Some("/17"));
     }
 }

@@ -2,8 +2,8 @@
 //! template may with `panic` and `assert`.
 //!
 //! What stands between quotes, or after words like `panicked with`, is a quotation: of it stays only what the
-//! template's own files say. Everything else is in Typst's words and stays whole, except for words that Typst
-//! does not know and the message does.
+//! template's own files say, and JSON pointers of places in the data, which say no more than where. Everything else
+//! is in Typst's words and stays whole, except for words that Typst does not know and the message does.
 
 use std::cell::OnceCell;
 use std::collections::{BTreeSet, HashSet};
@@ -102,6 +102,8 @@ impl Redaction {
             start = quote.end;
         }
         self.mark_said(text, start..text.len(), &mut marks);
+        let pointers = self.pointers(text);
+        marks.retain(|mark| !pointers.iter().any(|pointer| pointer.start <= mark.start && mark.end <= pointer.end));
         replace(text, marks)
     }
 
@@ -198,6 +200,25 @@ impl Redaction {
                 }
             }
         }
+    }
+
+    /// Finds the JSON pointers in a text that lead to something in the data.
+    fn pointers(&self, text: &str) -> Vec<Range<usize>> {
+        let starts = text.match_indices('/').map(|(start, _)| start);
+        let mut pointers: Vec<Range<usize>> = Vec::new();
+        for start in starts.filter(|start| !text[..*start].ends_with(is_of_pointer)) {
+            let rest = &text[start..];
+            let longest = rest[..rest.find(|character| !is_of_pointer(character)).unwrap_or(rest.len())].len();
+            // A full stop or a colon may end a pointer, or stand after it.
+            let without_mark = rest[..longest].trim_end_matches(['.', ':', ',', ';']).len();
+            let found = [longest, without_mark].into_iter().find(|length| self.leads_somewhere(&rest[..*length]));
+            pointers.extend(found.map(|length| start..start + length));
+        }
+        pointers
+    }
+
+    fn leads_somewhere(&self, pointer: &str) -> bool {
+        self.offset.pointer_in_part(pointer).is_some_and(|pointer| self.data.pointer(&pointer).is_some())
     }
 
     fn is_typst_word(&self, word: &str) -> bool {
@@ -324,6 +345,11 @@ fn is_short_number(word: &str) -> bool {
     word.len() < MIN_CHARACTERS && word.bytes().all(|byte| byte.is_ascii_digit())
 }
 
+/// Whether a JSON pointer in a text goes on with this character. Names with others are not recognized.
+fn is_of_pointer(character: char) -> bool {
+    !character.is_whitespace() && !matches!(character, '"' | '\'' | '`' | '\\' | '(' | ')' | '<' | '>')
+}
+
 fn is_of_word(character: char) -> bool {
     let is_punctuation =
         character.is_ascii() || matches!(character, '\u{a0}' | '«' | '»' | '·' | '\u{2010}'..='\u{206f}' | '→' | '←');
@@ -408,6 +434,7 @@ impl Values<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::render::parts::{Part, Parts};
 
     const DATA: &[u8] = br#"{"name": "Ada \"A\" Byron", "lines": [{"a/b": "Ada"}, {"price": 1234.5}],
         "of": "name", "type": "file", "kind": "key", "from": "expected string", "code": "EUR"}"#;
@@ -458,6 +485,28 @@ mod tests {
         ] {
             assert_eq!(redacted(text), expected);
         }
+    }
+
+    #[test]
+    fn a_pointer_to_a_place_in_the_data_stays() {
+        for (text, expected) in [
+            ("panicked with: /lines/1/price has none", "panicked with: /lines/1/price <redacted>"),
+            ("panicked with: \"no price for /lines/0/a~1b.\"", "panicked with: \"no price for /lines/0/a~1b.\""),
+            ("assertion failed: /name: BYRON", "assertion failed: /name: <redacted>"),
+            ("panicked with: \"/lines/2/price\"", "panicked with: \"/<redacted>\""),
+            ("panicked with: \"x/lines/1/price, /lines/1/Ada\"", "panicked with: \"<redacted>\""),
+        ] {
+            assert_eq!(redacted(text), expected);
+        }
+        let data = br#"{"lines": [{"price": "4711"}, {"price": "lines"}]}"#;
+        let part = Part { index: 1, count: 2, first: 4710, total: 4712, pages: None };
+        let offset = Parts { of: "/lines".to_owned(), size: 4710 }.offset(part);
+        let redaction = Redaction::new(data, []).with_offset(offset);
+        assert_eq!(redaction.redact("panicked with: /lines/4711/price"), "panicked with: /lines/4711/price");
+        assert_eq!(
+            redaction.redact("panicked with: /lines/1/price 4711"),
+            "panicked with: /<value of /lines/4711/price>/<redacted> <value of /lines/4710/price>"
+        );
     }
 
     #[test]

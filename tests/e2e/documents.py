@@ -2,6 +2,7 @@
 
 import json
 import re
+from decimal import Decimal
 from functools import cache
 from pathlib import Path
 
@@ -34,19 +35,27 @@ def invoice(number: int) -> dict:
 
 
 def statement(rows: int, number: int = 0) -> dict:
-    """A statement with this many rows: some 42 a page."""
+    """A statement with this many rows: some 42 a page. It has the balances and sums that one in parts needs."""
     data = sample("statement")
     data["holder"]["name"] = f"Customer {number}"
-    data["entries"] = [
-        {
-            "date": f"2026-{1 + index * 12 // rows:02}-{1 + index % 28:02}",
-            "description": f"Card payment no. {number + index}, branch {index % 211}",
-            "amount": f"{'' if index % 3 == 0 else '-'}{(index * 37 + number) % 900}.{index % 100:02}",
-        }
-        for index in range(rows)
-    ]
-    data.pop("closing_balance", None)
-    return data
+    balance = Decimal(data["opening_balance"])
+    money_in, money_out = Decimal("0.00"), Decimal("0.00")
+    data["entries"] = []
+    for index in range(rows):
+        amount = Decimal(f"{'' if index % 3 == 0 else '-'}{(index * 37 + number) % 900}.{index % 100:02}")
+        balance += amount
+        money_in += max(amount, 0)
+        money_out += min(amount, 0)
+        data["entries"].append(
+            {
+                "date": f"2026-{1 + index * 12 // rows:02}-{1 + index % 28:02}",
+                "description": f"Card payment no. {number + index}, branch {index % 211}",
+                "amount": str(amount),
+                "balance": str(balance),
+            }
+        )
+    sums = {"money_in": money_in, "money_out": money_out, "closing_balance": balance}
+    return data | {key: str(sum_) for key, sum_ in sums.items()}
 
 
 def report(times: int, number: int = 0) -> dict:

@@ -1,6 +1,8 @@
 """A long document that is rendered in parts by the program that is deployed, in the memory of a small function."""
 
 import json
+import re
+from decimal import Decimal
 from pathlib import Path
 
 import pymupdf
@@ -8,9 +10,10 @@ import pytest
 
 from cloudwatch import metric_lines
 from conftest import INPUT, OUTPUT, StartFunction
-from documents import event, record
+from documents import event, failures, message, record, statement
 
 LINES, SIZE = 20_000, 2_000
+ENTRIES, ENTRIES_OF_A_PART = 1_700, 500
 
 MANIFEST = f"""[tool.pressrun]
 parts = {{ of = "/lines", size = {SIZE} }}
@@ -68,3 +71,41 @@ def test_twenty_thousand_lines_are_one_document(start_function: StartFunction, t
 
     document, *_ = (line for line in metric_lines(emulator.log_lines()) if "messageId" in line)
     assert (document["Parts"], document["Stored"]) == (LINES // SIZE, 1)
+
+
+def printed(amount: str) -> str:
+    """As a statement prints an amount in English."""
+    return f"{abs(Decimal(amount)):,}" if Decimal(amount) >= 0 else f"\u2212{abs(Decimal(amount)):,}"
+
+
+def test_a_long_statement_says_every_balance_once_and_the_closing_one_at_its_end(start_function: StartFunction, s3):
+    data = statement(ENTRIES)
+    emulator = start_function()
+    body = message("statement", data, key="long.pdf")
+    assert emulator.invoke(event(record("long", body))) == {"batchItemFailures": []}
+
+    pdf = pymupdf.open(stream=s3.get_object(Bucket=OUTPUT, Key="long.pdf")["Body"].read())
+    texts = [page.get_text() for page in pdf]
+    said = "".join(texts).split("\n")
+    rows = {line: said[index + 2] for index, line in enumerate(said) if line.startswith("Card payment no. ")}
+    assert list(rows.items()) == [(entry["description"], printed(entry["balance"])) for entry in data["entries"]]
+    assert ["Account statement" in text for text in texts] == [True] + [False] * (len(texts) - 1)
+    assert texts[-1].rindex("Closing balance") > texts[-1].rindex(data["entries"][-1]["description"])
+    numbers = re.findall(r"^\d+–\d+$", "\n".join(texts), re.MULTILINE)
+    assert len(numbers) == len(texts)
+    assert [number for number in numbers if number.endswith("–1")] == ["1–1", "2–1", "3–1", "4–1"]
+
+    document, *_ = (line for line in metric_lines(emulator.log_lines()) if "messageId" in line)
+    assert document["Parts"] == -(-ENTRIES // ENTRIES_OF_A_PART)
+
+
+def test_a_wrong_balance_in_a_long_statement_fails_with_its_place_and_no_value(start_function: StartFunction):
+    data = statement(ENTRIES)
+    data["entries"][1234]["balance"] = "76543.21"
+    emulator = start_function()
+    answer = emulator.invoke(event(record("wrong", message("statement", data))))
+    assert failures(answer) == ["wrong"]
+    log = json.dumps(emulator.log_lines())
+    assert "in part 3 of 4: " in log
+    assert "/entries/1234/balance is not the balance before it plus the amount" in log
+    assert "76543.21" not in log

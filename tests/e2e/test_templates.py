@@ -8,14 +8,17 @@ import subprocess
 from pathlib import Path
 
 import pikepdf
+import pymupdf
 import pypdf
 import pytest
 import typst
 
-from documents import TEMPLATES
+from documents import TEMPLATES, statement
 from validators import rules_broken
 
 NAMES = ["invoice", "report", "statement"]
+# Where a word of any letters may break: a space without width.
+BREAK = "\u200b"
 
 
 @pytest.fixture(scope="session")
@@ -128,6 +131,50 @@ def test_an_invoice_in_parts_conforms_to_what_it_promises(local: Path, tmp_path:
     pdf = render_locally(local, tmp_path, "invoice", invoice_of(90), templates)
     assert page_numbers(pdf)[-1].startswith("3–")
     assert rules_broken(pdf, "a-3a", "ua-1") == []
+
+
+@pytest.mark.parametrize(
+    ("totals", "rows", "expected"),
+    [
+        ("false", 60, ["Page 1 of 2", "Page 2 of 2"]),
+        ("false", 130, ["1–1", "1–2", "2–1", "2–2", "3–1"]),
+        ("true", 130, [f"Page {number} of 5" for number in range(1, 6)]),
+    ],
+)
+def test_pages_of_a_statement_in_parts_have_numbers(
+    local: Path, tmp_path: Path, totals: str, rows: int, expected: list[str]
+):
+    templates = with_manifest(tmp_path, "statement", [])
+    manifest = templates / "statement/typst.toml"
+    text = manifest.read_text().replace("size = 500", "size = 60")
+    manifest.write_text(text.replace("page-totals = false", f"page-totals = {totals}"))
+    pdf = render_locally(local, tmp_path, "statement", json.dumps(statement(rows)), templates)
+    assert page_numbers(pdf) == expected
+
+
+def test_a_statement_in_parts_conforms_to_what_it_promises(local: Path, tmp_path: Path):
+    templates = with_manifest(tmp_path, "statement", ["a-3a", "ua-1"])
+    manifest = templates / "statement/typst.toml"
+    manifest.write_text(manifest.read_text().replace("size = 500", "size = 60"))
+    pdf = render_locally(local, tmp_path, "statement", json.dumps(statement(150)), templates)
+    assert page_numbers(pdf)[-1].startswith("3–")
+    assert rules_broken(pdf, "a-3a", "ua-1") == []
+
+
+def test_words_of_a_statement_stay_in_their_columns(local: Path, tmp_path: Path):
+    """Whole where a line has room for them, and in pieces where none has."""
+    data = json.loads(sample("statement"))
+    data["entries"][1] |= {"description": "W" * 300, "reference": "%" * 70}
+    data["entries"][3] |= {"description": "Payment", "reference": "RF 475PX00148231"}
+    pdf = render_locally(local, tmp_path, "statement", json.dumps(data))
+    with pymupdf.open(stream=pdf) as document:
+        words = [(left, right, word) for left, _, right, _, word, *_ in document[0].get_text("words")]
+    starts = {word: left for left, _, word in words if word in ["Description", "Reference", "Amount"]}
+    for letter, count, first, after in [("W", 300, "Description", "Reference"), ("%", 70, "Reference", "Amount")]:
+        lines = [(left, right, word) for left, right, word in words if set(word.replace(BREAK, "")) == {letter}]
+        assert sum(word.count(letter) for *_, word in lines) == count
+        assert all(starts[first] - 1 < left and right < starts[after] for left, right, _ in lines)
+    assert "475PX00148231" in [word for *_, word in words]
 
 
 # What would do something if it were ever read as Typst, a path or a direction.

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 const INVOICES: &str = "GOBL_INVOICES";
 const BATCH_SIZE: usize = 100;
 /// What documents in parts are divided by: of that there may be more than of all else.
-const DIVIDED: [&str; 1] = ["/doc/lines"];
+const DIVIDED: [&str; 2] = ["/doc/lines", "/entries"];
 
 async fn stage() -> Stage {
     Stage::with(Config { templates_dir: real_templates(), ..config(2) }).await
