@@ -155,13 +155,14 @@ impl Supervisor {
             return Err(StartError::SlowSamples { took: press_warm_after, samples });
         }
         let Some((first, others)) = workers.split_first_mut() else { return Ok(templates) };
+        let first_run_began = Instant::now();
         if let Err(how) = first.prove_sandbox().await {
             first.drop_run();
             self.kill_press(None).await;
             return Err(StartError::Ended { stage: StartStage::FirstRun, how });
         }
         others.iter_mut().for_each(Worker::fork_ahead);
-        let first_run = ("the first run renders a sample in its sandbox", began.elapsed() - press_warm_after);
+        let first_run = ("the first run renders a sample in its sandbox", first_run_began.elapsed());
         for (step, took) in steps.into_iter().chain([first_run]) {
             tracing::debug!(step, milliseconds = took.as_secs_f64() * 1000.0, "a step of init");
         }
