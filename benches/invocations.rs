@@ -91,7 +91,12 @@ fn benchmark() {
 impl Program {
     fn start(name: String, s3: &S3Process) -> Self {
         let mut command = Command::new(&name);
-        command.env("WORKERS", "1").env("AWS_ENDPOINT_URL_S3", s3.endpoint()).stdout(Stdio::piped());
+        command
+            .env("WORKERS", "1")
+            .env("AWS_ENDPOINT_URL_S3", s3.endpoint())
+            .env("AWS_ACCESS_KEY_ID", embedded::s3::ACCESS_KEY)
+            .env("AWS_SECRET_ACCESS_KEY", embedded::s3::SECRET_KEY)
+            .stdout(Stdio::piped());
         let mut function = FunctionProcess::start(&mut command);
         let lines = BufReader::new(function.take_stdout()).lines();
         let (sender, metrics) = mpsc::channel();

@@ -1,6 +1,7 @@
 //! Long documents on all cores and on one, undivided and in parts, one that is long among nine that are short, and large
 //! tables in little memory. Rounds alternate.
 //!
+//! `PRESS_PROGRAM` names a pressrun that is the press of the documents in parts, such as one that cargo-lambda has built.
 //! `-- tables` renders the tables only, `-- tables 100000` those with so many rows.
 
 #[path = "../tests/embedded/mod.rs"]
@@ -17,7 +18,10 @@ use pressrun::function::deadline::Deadline;
 use pressrun::press::{Request, RunResponse};
 use pressrun::render::Renderer;
 use serde_json::{Value, json};
-use support::{Press, Series, bytes, cores, invoice, on_threads, report, request, statement, templates, templates_and};
+use support::{
+    Press, Series, bytes, cores, invoice, on_threads, report, request, statement, templates, templates_and,
+    with_press_program,
+};
 use tokio::sync::watch;
 
 const ROUNDS: usize = 9;
@@ -109,7 +113,7 @@ async fn start_function(s3: &EmbeddedS3, workers: Option<usize>) -> Function {
         "WORKERS" => workers.map(|workers| workers.to_string()),
         _ => None,
     };
-    let config = Config::from_variables(variables).unwrap();
+    let config = with_press_program(Config::from_variables(variables).unwrap());
     Function::start(config, s3.client()).await.unwrap()
 }
 

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-/// The folder of the shipped templates.
+/// The folder of the shipped templates, of whichever package of this repository.
 pub fn templates() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("templates")
+    let mut folders = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().map(|folder| folder.join("templates"));
+    folders.find(|templates| templates.join("invoice").is_dir()).expect("the templates are in this repository")
 }
 
 fn sample(template: &str) -> Value {

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 pub use documents::{invoice, report, statement, templates};
+use pressrun::config::Config;
 use pressrun::press::protocol::{DocumentHeader, Response, RunLimits, Task};
 use pressrun::press::sandbox::SandboxLevel;
 use pressrun::press::{EndedRun, PressSettings, Request, RunResponse, Supervisor, Worker};
@@ -36,6 +37,15 @@ pub fn templates_and(other: &str) -> PathBuf {
     }
     symlink(&other, dir.join(name)).unwrap();
     dir
+}
+
+/// The same with the press that the environment variable `PRESS_PROGRAM` names, if it does, such as a pressrun that
+/// cargo-lambda has built.
+pub fn with_press_program(mut config: Config) -> Config {
+    if let Some(program) = std::env::var_os("PRESS_PROGRAM") {
+        config.press_program = program.into();
+    }
+    config
 }
 
 pub fn cores() -> usize {

@@ -49,8 +49,6 @@ impl FunctionProcess {
             .env("AWS_LAMBDA_FUNCTION_VERSION", "$LATEST")
             .env("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", (1769 * cores()).to_string())
             .env("AWS_REGION", "eu-central-1")
-            .env("AWS_ACCESS_KEY_ID", "key")
-            .env("AWS_SECRET_ACCESS_KEY", "secret")
             .env("OUTPUT_BUCKET", "output")
             .env("TEMPLATES_DIR", templates());
         let (sender, requests) = mpsc::channel();

@@ -8,10 +8,7 @@ use pressrun::config::Config;
 use pressrun::function::Function;
 
 use crate::embedded::s3::{self, EmbeddedS3};
-use crate::support::templates;
-
-/// Names a pressrun that is the press instead of this program, such as one that cargo-lambda has built.
-const PRESS_VARIABLE: &str = "PRESS_PROGRAM";
+use crate::support::{templates, with_press_program};
 
 /// The first argument of this program as the S3 server.
 const S3_ROLE: &str = "s3";
@@ -53,10 +50,7 @@ impl S3Process {
             "OUTPUT_BUCKET" => Some("output".to_owned()),
             _ => variables(name),
         };
-        let mut config = Config::from_variables(variables).unwrap();
-        if let Some(program) = std::env::var_os(PRESS_VARIABLE) {
-            config.press_program = program.into();
-        }
+        let config = with_press_program(Config::from_variables(variables).unwrap());
         Function::start(config, self.client()).await.unwrap()
     }
 

@@ -27,8 +27,8 @@ use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
 use super::faults::Faults;
 use super::server::Server;
 
-const ACCESS_KEY: &str = "AKIAEMBEDDEDS3EXAMPLE";
-const SECRET_KEY: &str = "embedded-s3-secret-key";
+pub const ACCESS_KEY: &str = "AKIAEMBEDDEDS3EXAMPLE";
+pub const SECRET_KEY: &str = "embedded-s3-secret-key";
 
 /// An object as S3 keeps it.
 #[derive(Clone, Debug)]

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use pressrun::render::{self, Document, RenderError, Renderer, pool};
 use serde_json::Value;
 
-#[path = "../benches/support/documents.rs"]
+#[path = "../../../benches/support/documents.rs"]
 mod documents;
 
 const INVOICES: usize = 120;
