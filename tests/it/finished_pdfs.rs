@@ -78,6 +78,9 @@ fn every_shipped_sample_is_compacted_the_same_each_time() {
     });
 }
 
+/// How often a document has to fit into its memory to count as one that always does.
+const ATTEMPTS: usize = 5;
+
 /// Two templates that differ in whether their PDFs are compacted.
 fn compacted_and_plain(body: &str) -> Templates {
     let templates = Templates::with(body);
@@ -97,6 +100,16 @@ async fn fits(stage: &mut Stage, template: &str, rows: u64) -> bool {
     }
 }
 
+/// Whether it fits each time: how much of the memo cache has been evicted when the memory is needed depends on the clock.
+async fn always_fits(stage: &mut Stage, template: &str, rows: u64) -> bool {
+    for _ in 0..ATTEMPTS {
+        if !fits(stage, template, rows).await {
+            return false;
+        }
+    }
+    true
+}
+
 #[test]
 fn a_document_that_fits_a_memory_limit_without_compaction_fits_it_with() {
     run_alone(async {
@@ -104,12 +117,12 @@ fn a_document_that_fits_a_memory_limit_without_compaction_fits_it_with() {
         let templates = compacted_and_plain(body);
         let config = Stage::config_with_memory(1, 90).await;
         let mut stage = Stage::with(Config { templates_dir: templates.config().templates_dir, ..config }).await;
-        // The most rows that fit, within two in a hundred.
+        // The most rows that always fit, within two in a hundred.
         let (mut most, mut too_many) = (100, 3000);
-        assert!(fits(&mut stage, "plain", most).await && !fits(&mut stage, "plain", too_many).await);
+        assert!(always_fits(&mut stage, "plain", most).await && !fits(&mut stage, "plain", too_many).await);
         while too_many - most > most / 50 {
             let middle = u64::midpoint(most, too_many);
-            *(if fits(&mut stage, "plain", middle).await { &mut most } else { &mut too_many }) = middle;
+            *(if always_fits(&mut stage, "plain", middle).await { &mut most } else { &mut too_many }) = middle;
         }
         assert!(
             fits(&mut stage, "note", most - most / 50).await,
