@@ -98,7 +98,7 @@ def test_a_cpu_that_the_build_is_not_for_is_named(kernel: Path, binary: Path, ta
     if target / "lambda" not in binary.parents:
         pytest.skip("PRESSRUN_BINARY is not what cargo-lambda builds, which is for CPUs with AVX2")
     archive = tmp_path / "init.cpio"
-    pack(archive, {"function": [binary]}, REPOSITORY, [binary], [], [])
+    pack(archive, {"function": [binary]}, binary.parent, [binary], [], [])
 
     # It has SSE 4.2, and nothing newer.
     ran = boot(kernel, archive, "", tmp_path / "console.log", cpu="Nehalem")["function"]
