@@ -227,8 +227,6 @@ fn try_within(level: SandboxLevel, role: Role, number: usize) -> ExitCode {
         libc::setgid(65534);
         libc::setuid(65534);
     }
-    // Changing the user has taken that back. Else what is tried would go on if the test is killed.
-    prctl::set_pdeathsig(Signal::SIGKILL).unwrap();
     STRANGER.store(start_stranger(), Ordering::Relaxed);
     if Preparation::for_level(level).and_then(restrict_press).ok() != Some(level) {
         os::exit_now(NO_SUCH_LEVEL);
