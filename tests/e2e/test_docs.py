@@ -105,6 +105,9 @@ NOT_RUN_HERE = {
     "cargo bench": BENCHMARK,
     "cargo bench --bench leak -- --svg docs/leak.svg": BENCHMARK,
     **{f"cargo bench --bench {name}": BENCHMARK for name in BENCHMARKS},
+    "cargo install flamegraph": PROFILE,
+    "CARGO_PROFILE_DEV_OPT_LEVEL=2 cargo flamegraph --profile dev --bench one_page --no-inline --min-width 0.3 "
+    '-c "record -e cpu-clock -F 499 --call-graph dwarf,32768" -o docs/invoice-flames.svg -- invoices': PROFILE,
     "CARGO_PROFILE_RELEASE_DEBUG=line-tables-only cargo build --release --example local": PROFILE,
     "perf record --call-graph dwarf target/release/examples/local events/batch.json": PROFILE,
     "perf report": PROFILE,
