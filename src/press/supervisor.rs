@@ -143,10 +143,10 @@ impl Supervisor {
         let began = Instant::now();
         let templates = self.start_press(&mut *self.press.lock().await).await?;
         let press_warm_after = began.elapsed();
-        let (samples, steps) = match &*self.press.lock().await {
-            Some(press) => (press.sample_times(), press.steps().to_vec()),
-            None => (Vec::new(), Vec::new()),
-        };
+        let press = self.press.lock().await;
+        let (samples, steps) =
+            press.as_ref().map(|press| (press.sample_times(), press.steps().to_vec())).unwrap_or_default();
+        drop(press);
         for (template, took) in &samples {
             tracing::debug!(%template, milliseconds = took.as_secs_f64() * 1000.0, "rendered the sample");
         }

@@ -106,57 +106,38 @@ def page_numbers(pdf: bytes) -> list[str]:
     return re.findall(r"\d+–\d+|Page \d+ of \d+", "".join(pages(pdf)))
 
 
-@pytest.mark.parametrize(
-    ("totals", "lines", "expected"),
-    [
-        ("false", 40, ["Page 1 of 3", "Page 2 of 3", "Page 3 of 3"]),
-        ("false", 60, ["1–1", "1–2", "1–3", "2–1", "2–2"]),
-        ("true", 60, [f"Page {number} of 5" for number in range(1, 6)]),
-    ],
-)
-def test_pages_of_an_invoice_in_parts_have_numbers(
-    local: Path, tmp_path: Path, totals: str, lines: int, expected: list[str]
-):
-    templates = with_manifest(tmp_path, "invoice", [])
-    manifest = templates / "invoice/typst.toml"
-    text = manifest.read_text().replace("size = 2000", "size = 40")
+def in_small_parts(local: Path, folder: Path, template: str, count: int, standards: list[str], totals: str) -> bytes:
+    """An invoice of so many lines, of which a part has 40, or a statement of so many rows, of which it has 60."""
+    templates = with_manifest(folder, template, standards)
+    manifest = templates / template / "typst.toml"
+    size = {"invoice": 40, "statement": 60}[template]
+    text, changed = re.subn(r"(?<=, size = )\d+", str(size), manifest.read_text())
+    assert changed == 1
     manifest.write_text(text.replace("page-totals = false", f"page-totals = {totals}"))
-    assert page_numbers(render_locally(local, tmp_path, "invoice", invoice_of(lines), templates)) == expected
-
-
-def test_an_invoice_in_parts_conforms_to_what_it_promises(local: Path, tmp_path: Path):
-    templates = with_manifest(tmp_path, "invoice", ["a-3a", "ua-1"])
-    manifest = templates / "invoice/typst.toml"
-    manifest.write_text(manifest.read_text().replace("size = 2000", "size = 40"))
-    pdf = render_locally(local, tmp_path, "invoice", invoice_of(90), templates)
-    assert page_numbers(pdf)[-1].startswith("3–")
-    assert rules_broken(pdf, "a-3a", "ua-1") == []
+    data = invoice_of(count) if template == "invoice" else json.dumps(statement(count))
+    return render_locally(local, folder, template, data, templates)
 
 
 @pytest.mark.parametrize(
-    ("totals", "rows", "expected"),
+    ("template", "totals", "count", "expected"),
     [
-        ("false", 60, ["Page 1 of 2", "Page 2 of 2"]),
-        ("false", 130, ["1–1", "1–2", "2–1", "2–2", "3–1"]),
-        ("true", 130, [f"Page {number} of 5" for number in range(1, 6)]),
+        ("invoice", "false", 40, ["Page 1 of 3", "Page 2 of 3", "Page 3 of 3"]),
+        ("invoice", "false", 60, ["1–1", "1–2", "1–3", "2–1", "2–2"]),
+        ("invoice", "true", 60, [f"Page {number} of 5" for number in range(1, 6)]),
+        ("statement", "false", 60, ["Page 1 of 2", "Page 2 of 2"]),
+        ("statement", "false", 130, ["1–1", "1–2", "2–1", "2–2", "3–1"]),
+        ("statement", "true", 130, [f"Page {number} of 5" for number in range(1, 6)]),
     ],
 )
-def test_pages_of_a_statement_in_parts_have_numbers(
-    local: Path, tmp_path: Path, totals: str, rows: int, expected: list[str]
+def test_pages_of_a_document_in_parts_have_numbers(
+    local: Path, tmp_path: Path, template: str, totals: str, count: int, expected: list[str]
 ):
-    templates = with_manifest(tmp_path, "statement", [])
-    manifest = templates / "statement/typst.toml"
-    text = manifest.read_text().replace("size = 500", "size = 60")
-    manifest.write_text(text.replace("page-totals = false", f"page-totals = {totals}"))
-    pdf = render_locally(local, tmp_path, "statement", json.dumps(statement(rows)), templates)
-    assert page_numbers(pdf) == expected
+    assert page_numbers(in_small_parts(local, tmp_path, template, count, [], totals)) == expected
 
 
-def test_a_statement_in_parts_conforms_to_what_it_promises(local: Path, tmp_path: Path):
-    templates = with_manifest(tmp_path, "statement", ["a-3a", "ua-1"])
-    manifest = templates / "statement/typst.toml"
-    manifest.write_text(manifest.read_text().replace("size = 500", "size = 60"))
-    pdf = render_locally(local, tmp_path, "statement", json.dumps(statement(150)), templates)
+@pytest.mark.parametrize(("template", "count"), [("invoice", 90), ("statement", 150)])
+def test_a_document_in_parts_conforms_to_what_it_promises(local: Path, tmp_path: Path, template: str, count: int):
+    pdf = in_small_parts(local, tmp_path, template, count, ["a-3a", "ua-1"], "false")
     assert page_numbers(pdf)[-1].startswith("3–")
     assert rules_broken(pdf, "a-3a", "ua-1") == []
 

@@ -125,7 +125,7 @@ fn a_document_that_fits_a_memory_limit_without_compaction_fits_it_with() {
             *(if always_fits(&mut stage, "plain", middle).await { &mut most } else { &mut too_many }) = middle;
         }
         assert!(
-            fits(&mut stage, "note", most - most / 50).await,
+            always_fits(&mut stage, "note", most - most / 50).await,
             "{most} rows: {:?}",
             crate::support::log::take("failure")
         );
