@@ -14,7 +14,6 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::errno::Errno;
-use nix::sys::prctl;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, fork};
@@ -238,17 +237,20 @@ fn try_within(level: SandboxLevel, role: Role, number: usize) -> ExitCode {
     os::exit_now(i32::from(!is_refused))
 }
 
+/// Starts a process that ends with this one. A death signal would not end it: Landlock keeps that, as every signal of
+/// the restricted process, from others.
 fn start_stranger() -> i32 {
-    let parent = nix::unistd::getpid();
+    let (ours, theirs) = nix::unistd::pipe().unwrap();
     // SAFETY: The child only makes system calls.
     match unsafe { fork() }.unwrap() {
-        nix::unistd::ForkResult::Parent { child } => child.as_raw(),
+        nix::unistd::ForkResult::Parent { child } => {
+            // Open until this process ends, which is what the child waits for.
+            std::mem::forget(theirs);
+            child.as_raw()
+        }
         nix::unistd::ForkResult::Child => {
-            prctl::set_pdeathsig(Signal::SIGKILL).unwrap();
-            // The parent may have ended before this was set.
-            while nix::unistd::getppid() == parent {
-                nix::unistd::pause();
-            }
+            drop(theirs);
+            let _ = nix::unistd::read(&ours, &mut [0]);
             os::exit_now(0)
         }
     }
