@@ -2,7 +2,7 @@
 //! a reason to fail, and what is needed is named.
 
 use crate::support::templates::{Templates, note, outcome};
-use crate::support::{Stage, config, record_of, run};
+use crate::support::{Stage, beside_others, config, record_of, run};
 use pressrun::config::Config;
 use pressrun::function::deadline::Deadline;
 use pressrun::function::event;
@@ -136,6 +136,7 @@ fn what_is_needed_of_a_record_is_named() {
 
 #[test]
 fn numbers_and_texts_are_read_alike_and_attributes_are_passed_on() {
+    let _beside_others = beside_others();
     let [record] = &event::parse(json!([of_elastic_mq()])).unwrap()[..] else { panic!() };
     assert_eq!((record.receive_count, record.sent_timestamp_ms), (1, Some(1_782_988_200_000)));
     assert_eq!((&record.receipt_handle, &record.message_group), (&None, &None));

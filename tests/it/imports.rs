@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
+use crate::support::beside_others;
+
 type Imports = BTreeMap<String, BTreeSet<String>>;
 
 fn repository() -> &'static Path {
@@ -54,11 +56,13 @@ fn search(path: &Path, found: &mut BTreeSet<String>) {
 
 #[test]
 fn every_module_imports_what_the_architecture_allows_and_nothing_else() {
+    let _beside_others = beside_others();
     assert_eq!(imports(), allowed_imports(), "left: src/, right: docs/architecture.md");
 }
 
 #[test]
 fn no_module_imports_what_stands_above_it() {
+    let _beside_others = beside_others();
     let mut rest = allowed_imports();
     while !rest.is_empty() {
         let lowest: Vec<String> =

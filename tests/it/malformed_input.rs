@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::support::embedded::s3::EmbeddedS3;
-use crate::support::{OUTPUT, config, run};
+use crate::support::{OUTPUT, beside_others, config, run};
 use bytes::BytesMut;
 use pressrun::config::Config;
 use pressrun::function::Function;
@@ -73,10 +73,12 @@ fn parse(message: &str) {
     }
 }
 
-// By hand for longer: PROPTEST_CASES=1000000 cargo test --release --test pipes
-proptest! {
-    #[test]
-    fn no_bytes_on_a_pipe_are_a_panic(chunks in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..300), 0..8)) {
+// By hand for longer: PROPTEST_CASES=1000000 cargo test --release --test it malformed_input
+
+#[test]
+fn no_bytes_on_a_pipe_are_a_panic() {
+    let _beside_others = beside_others();
+    proptest!(|(chunks in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..300), 0..8))| {
         let mut codec = FrameCodec::default();
         let mut pipe = BytesMut::new();
         for chunk in chunks {
@@ -88,10 +90,13 @@ proptest! {
                 prop_assert_eq!(FrameCodec::default().decode(&mut written).unwrap(), Some(frame));
             }
         }
-    }
+    });
+}
 
-    #[test]
-    fn no_packet_on_the_control_socket_is_a_panic(packet in prop::collection::vec(any::<u8>(), 0..300), json in json_like()) {
+#[test]
+fn no_packet_on_the_control_socket_is_a_panic() {
+    let _beside_others = beside_others();
+    proptest!(|(packet in prop::collection::vec(any::<u8>(), 0..300), json in json_like())| {
         let json = json.to_string();
         for packet in [&packet[..], json.as_bytes()] {
             if let Ok(command) = protocol::decode_packet::<PressCommand>(packet) {
@@ -103,10 +108,13 @@ proptest! {
                 prop_assert_eq!(protocol::decode_packet::<PressEvent>(&again).unwrap(), event);
             }
         }
-    }
+    });
+}
 
-    #[test]
-    fn every_response_fits_into_a_frame(texts in prop::collection::vec("(.|[\u{1}\u{7f}\"]){0,3000}", 0..40)) {
+#[test]
+fn every_response_fits_into_a_frame() {
+    let _beside_others = beside_others();
+    proptest!(|(texts in prop::collection::vec("(.|[\u{1}\u{7f}\"]){0,3000}", 0..40))| {
         let diagnostics: Vec<Diagnostic> = texts.iter().map(|text| Diagnostic {
             is_error: true,
             message: text.clone(),
@@ -128,21 +136,27 @@ proptest! {
         }
         let message = texts.concat();
         protocol::encode(Response::Panicked { message }.into_frame()).unwrap();
-    }
+    });
+}
 
-    #[test]
-    fn no_message_is_a_panic(text in ".*", json in json_like()) {
+#[test]
+fn no_message_is_a_panic() {
+    let _beside_others = beside_others();
+    proptest!(|(text in ".*", json in json_like())| {
         parse(&text);
         parse(&json.to_string());
         parse(&json!({"template": "letter", "data": json, "key": text}).to_string());
         parse(&json!({"template": "letter", "data": 1, "filename": text, "metadata": {text.clone(): text}}).to_string());
-    }
+    });
+}
 
-    #[test]
-    fn no_event_is_a_panic(event in json_like(), record in json_like()) {
+#[test]
+fn no_event_is_a_panic() {
+    let _beside_others = beside_others();
+    proptest!(|(event in json_like(), record in json_like())| {
         let _ = event::parse(event);
         if let Ok(records) = event::parse(json!({"Records": [record]})) {
             prop_assert!(records.iter().all(|record| !record.message_id.is_empty()));
         }
-    }
+    });
 }

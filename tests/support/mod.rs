@@ -29,7 +29,8 @@ pub const INPUT: &str = "input";
 /// The queues that a test may name in `FAILED_QUEUE_URL` and `DONE_QUEUE_URL`.
 pub const QUEUES: [&str; 5] = ["documents", "failed", "failed.fifo", "done", "done.fifo"];
 
-/// Tests run side by side, except those that reckon with what this process holds.
+/// Tests run side by side, except those that reckon with what this process holds. Every test has to hold this, also one
+/// that needs nothing of the others: the thread of the next test is started when it ends.
 static RUNNING_TESTS: RwLock<()> = RwLock::new(());
 
 /// Held by a test that other tests may run beside.
