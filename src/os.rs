@@ -1,5 +1,5 @@
 //! All `unsafe` code of pressrun, each use with its argument: `fork(2)`, `wait4(2)`, files that arrive by
-//! `recvmsg(2)`, registering a socket with tokio, `_exit(2)` and the allocator.
+//! `recvmsg(2)`, registering a socket with tokio, `_exit(2)` and the allocator with its settings.
 //!
 //! Imports nothing of ours.
 #![allow(unsafe_code)]
@@ -255,6 +255,20 @@ pub fn missing_cpu_feature() -> Option<&'static str> {
 pub fn missing_cpu_feature() -> Option<&'static str> {
     None
 }
+
+/// Has all threads of this process share one arena of the allocator. To be called before another thread is started.
+///
+/// By default glibc gives each thread an arena of its own. That spares threads that work side by side a lock, but what
+/// was freed in one arena is of no use in another, and only the main arena grows by more than a page at a time.
+#[cfg(target_env = "gnu")]
+pub fn use_one_arena() {
+    // SAFETY: The call takes integers. It fails only for values that make no sense.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
+/// Other allocators have no such setting.
+#[cfg(not(target_env = "gnu"))]
+pub fn use_one_arena() {}
 
 /// The exit code of a run that is refused memory.
 pub const EXIT_OUT_OF_MEMORY: i32 = 83;

@@ -34,6 +34,10 @@ use crate::render::{RenderError, Renderer, TemplateVersion, pool};
 /// socket, which is stdin. Of the templates it has those that are named in `only`, or all if none is.
 pub fn main(templates_dir: &Path, only: &[String], cores: usize, level: SandboxLevel, function: u32) -> ExitCode {
     os::set_process_name(c"press");
+    if cores == 1 {
+        // The main thread of a run only waits while another renders.
+        os::use_one_arena();
+    }
     match Zygote::start(templates_dir, only, cores, level, function)
         .and_then(|zygote| zygote.map_or(Ok(()), Zygote::serve))
     {

@@ -11,6 +11,7 @@ use crate::support::processes::{run_of, signal, until, until_runs_wait};
 use crate::support::{Stage, config, letter, log, real_templates, record, run_alone, test_templates};
 use nix::sys::signal::Signal;
 use pressrun::census;
+use pressrun::config::Config;
 use pressrun::render::{self, Renderer, pool};
 use serde_json::{Value, json};
 
@@ -24,21 +25,24 @@ fn table(id: &str, rows: usize) -> Value {
 #[test]
 fn a_table_that_fits_only_without_the_memo_cache_has_the_same_bytes_as_with_it() {
     run_alone(async {
-        let (mut roomy, emitted) = Stage::with_metrics(config(1)).await;
-        assert_eq!(roomy.handle(vec![table("a", 4_000)]).await, [""; 0]);
-        let (documents, invocation) = emitted.take();
-        let peak = invocation["RunPeakMemory"].as_u64().unwrap();
-        assert!(peak > MEGABYTES * 1_500_000, "with its cache it has {peak} bytes");
-        assert!(documents[0]["CacheEvictions"].is_null());
-        log::take("");
+        for cores in [2, 1] {
+            let (mut roomy, emitted) = Stage::with_metrics(Config { cores, ..config(1) }).await;
+            assert_eq!(roomy.handle(vec![table("a", 4_000)]).await, [""; 0]);
+            let (documents, invocation) = emitted.take();
+            let peak = invocation["RunPeakMemory"].as_u64().unwrap();
+            assert!(peak > MEGABYTES * 1_500_000, "with its cache it has {peak} bytes");
+            assert!(documents[0]["CacheEvictions"].is_null());
+            log::take("");
 
-        let (mut tight, emitted) = Stage::with_metrics(Stage::config_with_memory(1, MEGABYTES).await).await;
-        assert_eq!(tight.handle(vec![table("a", 4_000)]).await, [""; 0], "{:?}", log::take(""));
-        let (documents, invocation) = emitted.take();
-        assert!(invocation["RunPeakMemory"].as_u64().unwrap() < MEGABYTES * 1_000_000);
-        assert!(documents[0]["CacheEvictions"].as_u64().unwrap() > 0);
-        assert!(log::take("stored")[0].contains("cacheEvictions="));
-        assert_eq!(tight.pdf("table", "a"), roomy.pdf("table", "a"));
+            let limited = Config { cores, ..Stage::config_with_memory(1, MEGABYTES).await };
+            let (mut tight, emitted) = Stage::with_metrics(limited).await;
+            assert_eq!(tight.handle(vec![table("a", 4_000)]).await, [""; 0], "{:?}", log::take(""));
+            let (documents, invocation) = emitted.take();
+            assert!(invocation["RunPeakMemory"].as_u64().unwrap() < MEGABYTES * 1_000_000);
+            assert!(documents[0]["CacheEvictions"].as_u64().unwrap() > 0);
+            assert!(log::take("stored")[0].contains("cacheEvictions="));
+            assert_eq!(tight.pdf("table", "a"), roomy.pdf("table", "a"));
+        }
     });
 }
 

@@ -3,7 +3,9 @@
 
 use std::time::{Duration, SystemTime};
 
-use crate::support::{INPUT, Stage, config, letter, pointer, received, record, record_of, run, run_alone};
+use crate::support::{
+    INPUT, Stage, config, letter, log, pointer, real_templates, received, record, record_of, run, run_alone,
+};
 use pressrun::config::Config;
 use pressrun::function::deadline::Deadline;
 use pressrun::function::event;
@@ -198,6 +200,24 @@ fn documents_that_are_rendered_alone_do_not_wait_for_their_own_memory() {
             .collect();
         let outcomes = outcomes(&mut stage, among_nine_letters(batch), in_seconds(60)).await;
         assert_only_these_failed(&outcomes, ErrorCode::MemoryLimit, &[]);
+    });
+}
+
+#[test]
+fn a_run_takes_less_memory_where_there_is_one_core() {
+    run_alone(async {
+        let mut peaks = Vec::new();
+        for cores in [2, 1] {
+            let config = Config { templates_dir: real_templates(), cores, ..config(1) };
+            let (mut stage, emitted) = Stage::with_metrics(config).await;
+            let samples = ["invoice", "report", "statement"].map(|template| {
+                let sample = std::fs::read(real_templates().join(template).join("sample.json")).unwrap();
+                record(template, template, serde_json::from_slice(&sample).unwrap())
+            });
+            assert_eq!(stage.handle(samples.into()).await, [""; 0], "{:?}", log::take(""));
+            peaks.push(emitted.take_invocation()["RunPeakMemory"].as_u64().unwrap());
+        }
+        assert!(peaks[1] < peaks[0], "{peaks:?}");
     });
 }
 
