@@ -1,6 +1,8 @@
 //! What it costs to compact a PDF and what it saves: the same documents, rendered by runs of two
 //! templates that differ in `compact` alone. Rounds alternate.
 
+#[path = "../tests/support/files.rs"]
+mod files;
 mod support;
 
 use std::fs;
@@ -8,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use files::copy_folder;
 use pressrun::pdf;
 use serde_json::Value;
 use support::{Press, Series, bytes, invoice, render_in, report, statement, templates};
@@ -128,16 +131,4 @@ fn with_plain_copies() -> PathBuf {
         fs::write(&manifest, text.replace("[tool.pressrun]\n", "[tool.pressrun]\ncompact = false\n")).unwrap();
     }
     folder
-}
-
-fn copy_folder(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap().flatten() {
-        let target = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy_folder(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).unwrap();
-        }
-    }
 }

@@ -1,7 +1,8 @@
 //! E-invoices: a message brings the XML, the template attaches it, and what would not be a valid hybrid
 //! is refused. No error and no line of the log quotes the XML.
 
-use crate::support::templates::{Templates, copy_folder, outcome};
+use crate::support::files::copy_folder;
+use crate::support::templates::{Templates, outcome};
 use crate::support::{INPUT, OUTPUT, Stage, log, real_templates, received, record_of, run};
 use pressrun::function::outcome::{ErrorCode, Failure, Outcome};
 use serde_json::{Value, json};

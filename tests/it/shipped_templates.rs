@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use crate::support::templates::{Templates, copy_folder};
+use crate::support::files::copy_folder;
+use crate::support::templates::Templates;
 use crate::support::{Stage, config, real_templates, record, record_of, run};
 use pressrun::config::Config;
 use pressrun::function::deadline::Deadline;

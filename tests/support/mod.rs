@@ -4,6 +4,7 @@
 #[path = "../embedded/mod.rs"]
 pub mod embedded;
 pub mod emitted;
+pub mod files;
 pub mod log;
 pub mod processes;
 pub mod proxy;
