@@ -2,7 +2,8 @@
 //! them is a press here, and the rounds alternate between them.
 //!
 //! `cargo bench --bench binaries -- PRESSRUN [PRESSRUN …]`. With `tables` among the arguments, plain tables of 20,000
-//! rows are rendered, too, with as much memory as they take and with less.
+//! rows are rendered, too, with as much memory as they take and with less. `CORES=1` has the presses do as where there is
+//! one core.
 
 mod support;
 

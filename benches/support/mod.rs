@@ -48,8 +48,10 @@ pub fn with_press_program(mut config: Config) -> Config {
     config
 }
 
+/// The cores that are used: as many as the environment variable `CORES` says, or all.
 pub fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
+    let all = || std::thread::available_parallelism().map_or(1, usize::from);
+    std::env::var("CORES").map_or_else(|_| all(), |cores| cores.parse().expect("CORES is a number"))
 }
 
 /// The same as bytes.
